@@ -10,6 +10,7 @@ use linux_loader::configurator::{BootConfigurator, BootParams, Error as Configur
 use linux_loader::start_info::{XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+use crate::acpi::Placed;
 use crate::layout;
 use crate::memory_map::{self, Range};
 use crate::{GuestMemoryMmap, Loaded, Platform, Protocol};
@@ -53,17 +54,17 @@ pub(crate) fn write(
     mem: &GuestMemoryMmap,
     platform: &Platform,
     loaded: &Loaded,
-    rsdp: u64,
+    tables: Placed,
 ) -> Result<u64, ParamsError> {
     mem.write_slice(&loaded.cmdline.terminated(), GuestAddress(layout::CMDLINE))
         .map_err(ParamsError::CommandLine)?;
-    let map = memory_map::build(platform);
+    let map = memory_map::build(platform, tables.high);
     if map.len() > layout::MEMORY_MAP_MAX {
         return Err(ParamsError::MemoryMap { found: map.len() });
     }
     match loaded.kernel.protocol {
-        Protocol::Pvh => write_pvh(mem, &map, loaded, rsdp),
-        Protocol::Linux64 => write_zero_page(mem, &map, loaded, rsdp),
+        Protocol::Pvh => write_pvh(mem, &map, loaded, tables.rsdp),
+        Protocol::Linux64 => write_zero_page(mem, &map, loaded, tables.rsdp),
     }
 }
 

@@ -6,6 +6,7 @@ use crate::testing::{platform, ram, read, read_obj, setup};
 use crate::{CommandLine, LoadedKernel};
 
 const RSDP: u64 = 0xe_0000;
+const TABLES: Placed = Placed { rsdp: RSDP, high: None };
 
 fn loaded(protocol: Protocol, setup_header: Option<setup_header>) -> Loaded {
     let kernel = LoadedKernel {
@@ -25,7 +26,7 @@ fn loaded(protocol: Protocol, setup_header: Option<setup_header>) -> Loaded {
 
 fn written(loaded: &Loaded, ram_bytes: u64) -> (GuestMemoryMmap, u64) {
     let mem = ram(1 << 20);
-    let params = write(&mem, &platform(&layout::ram_ranges(ram_bytes)), loaded, RSDP).unwrap();
+    let params = write(&mem, &platform(&layout::ram_ranges(ram_bytes)), loaded, TABLES).unwrap();
     assert_eq!(read(&mem, layout::CMDLINE, 24), b"console=ttyS0 dm=\"a b\"\0\0");
     (mem, params)
 }
@@ -94,7 +95,7 @@ fn a_bzimage_keeps_its_own_header() {
 #[test]
 fn a_memory_map_that_is_too_long_is_refused() {
     let ranges: Vec<(u64, u64)> = (0..70).map(|index| (index << 30, 1 << 20)).collect();
-    let error = write(&ram(1 << 20), &platform(&ranges), &loaded(Protocol::Pvh, None), RSDP).unwrap_err();
+    let error = write(&ram(1 << 20), &platform(&ranges), &loaded(Protocol::Pvh, None), TABLES).unwrap_err();
     assert_eq!(error.to_string(), "memory map has 73 ranges; at most 64 are allowed");
 }
 
@@ -104,7 +105,7 @@ fn an_initramfs_above_four_gib_does_not_fit_the_zero_page() {
         initramfs: Some((4 << 30, 1)),
         ..loaded(Protocol::Linux64, None)
     };
-    let error = write(&ram(1 << 20), &platform(&[(0, 1 << 30)]), &loaded, RSDP).unwrap_err();
+    let error = write(&ram(1 << 20), &platform(&[(0, 1 << 30)]), &loaded, TABLES).unwrap_err();
     assert!(matches!(
         error,
         ParamsError::Initramfs {
@@ -118,14 +119,14 @@ fn an_initramfs_above_four_gib_does_not_fit_the_zero_page() {
 fn too_little_ram_is_an_error() {
     let mem = ram(0x1000);
     for protocol in [Protocol::Pvh, Protocol::Linux64] {
-        let error = write(&mem, &platform(&[(0, 1 << 30)]), &loaded(protocol, None), RSDP).unwrap_err();
+        let error = write(&mem, &platform(&[(0, 1 << 30)]), &loaded(protocol, None), TABLES).unwrap_err();
         assert!(matches!(error, ParamsError::CommandLine(_)));
     }
     let error = write(
         &ram(0x2000),
         &platform(&[(0, 1 << 30)]),
         &loaded(Protocol::Linux64, None),
-        RSDP,
+        TABLES,
     )
     .unwrap_err();
     assert!(matches!(error, ParamsError::Write(_)));

@@ -18,7 +18,8 @@
 //!          C000_0000   | 32-bit PCI window, 512 MiB    |  PCI32
 //!                      +-------------------------------+  LOW_RAM_END
 //!                      | RAM: kernel from 1 MiB,       |
-//!                      | initramfs as high as it goes  |
+//!                      | initramfs as high as it goes, |
+//!                      | ACPI tables of many vCPUs     |
 //!            10_0000   +-------------------------------+  KERNEL_MIN
 //!             F_FFF0   | reset vector, 16 bytes        |  RESET_VECTOR
 //!             E_0000   | ACPI tables                   |  ACPI
@@ -67,9 +68,10 @@ pub const PAGE_TABLES: u64 = 0x4000;
 
 /// End of the RAM below 1 MiB that the memory map offers.
 pub const CONVENTIONAL_END: u64 = 0xa_0000;
-/// ACPI tables, RSDP first. Linux finds it by pointer; others search here (ACPI 6.5 §5.2.5.1).
+/// The RSDP, and behind it the other ACPI tables if they fit. Linux finds it by pointer; others search here (ACPI 6.5
+/// §5.2.5.1).
 pub const ACPI: u64 = 0xe_0000;
-/// Bytes for ACPI tables.
+/// Bytes for ACPI tables from [`ACPI`] on.
 pub const ACPI_LEN: u64 = RESET_VECTOR - ACPI;
 /// Where a processor of the 8086's kind begins, F000:FFF0, and where a guest jumps in real mode to reset by the BIOS;
 /// up to [`KERNEL_MIN`].

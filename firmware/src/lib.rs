@@ -1,12 +1,12 @@
 //! What a guest finds in RAM before its first instruction: description in, bytes out.
 //!
-//! [`load`] does everything. A machine that builds its devices while the kernel is being read calls the three steps itself:
+//! [`load`] does everything. A machine that builds its devices while the kernel is being read calls the two steps itself:
 //!
 //! 1. [`Payload::load`] on any thread: kernel and initramfs, the only step that takes milliseconds;
-//! 2. [`acpi::write`] on another, as soon as the devices have said their AML;
-//! 3. [`describe`] when both are done: boot parameters, the code at the reset vector, and the [`Entry`] for [`registers`].
+//! 2. [`describe`] when that is done and the devices have said their AML: ACPI tables, for which there may be room only
+//!    beside kernel and initramfs, boot parameters, the code at the reset vector, and the [`Entry`] for [`registers`].
 //!
-//! All three expect **fresh RAM**, which reads as zero: what a kernel wants zeroed, and whole pages of zeroes in its image, are
+//! Both expect **fresh RAM**, which reads as zero: what a kernel wants zeroed, and whole pages of zeroes in its image, are
 //! not written. And they expect to be the only ones who write there: no vCPU runs and no device has been started.
 
 pub mod acpi;
@@ -54,6 +54,11 @@ pub struct Platform<'a> {
 }
 
 impl Platform<'_> {
+    /// vCPUs that there are or may be.
+    pub(crate) fn processors(&self) -> usize {
+        self.apic_ids.len().saturating_add(self.spare_apic_ids.len())
+    }
+
     /// Whether a vCPU that there is, or may be, has an id that only an x2APIC can have.
     pub(crate) fn has_x2apic_ids(&self) -> bool {
         let mut ids = self.apic_ids.iter().chain(self.spare_apic_ids);
@@ -165,13 +170,14 @@ impl Payload {
     }
 }
 
-/// Writes the boot parameters, what the entry state needs, and the code at the reset vector, for a payload that has
-/// been loaded and ACPI tables whose RSDP is at `rsdp`.
+/// Writes the ACPI tables, the boot parameters, what the entry state needs, and the code at the reset vector, for a payload
+/// that has been loaded.
 ///
 /// # Errors
-/// [`LoadError::Params`] or [`LoadError::Write`].
-pub fn describe(mem: &GuestMemoryMmap, platform: &Platform, loaded: &Loaded, rsdp: u64) -> Result<Entry, LoadError> {
-    let params = boot_params::write(mem, platform, loaded, rsdp)?;
+/// [`LoadError::Acpi`], [`LoadError::Params`] or [`LoadError::Write`].
+pub fn describe(mem: &GuestMemoryMmap, platform: &Platform, loaded: &Loaded) -> Result<Entry, LoadError> {
+    let tables = acpi::write(mem, platform, loaded)?;
+    let params = boot_params::write(mem, platform, loaded, tables)?;
     let entry = Entry {
         protocol: loaded.kernel.protocol,
         address: loaded.kernel.entry,
@@ -188,8 +194,7 @@ pub fn describe(mem: &GuestMemoryMmap, platform: &Platform, loaded: &Loaded, rsd
 /// See [`LoadError`].
 pub fn load(mem: &GuestMemoryMmap, platform: &Platform, payload: Payload) -> Result<Entry, LoadError> {
     let loaded = payload.load(mem)?;
-    let rsdp = acpi::write(mem, platform)?;
-    describe(mem, platform, &loaded, rsdp)
+    describe(mem, platform, &loaded)
 }
 
 #[cfg(test)]

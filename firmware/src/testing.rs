@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use crate::layout::{ECAM, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT};
-use crate::{Codec, Ecam, GuestMemoryMmap, Platform, PowerRegisters};
+use crate::{Codec, CommandLine, Ecam, GuestMemoryMmap, Loaded, LoadedKernel, Platform, PowerRegisters, Protocol};
 
 /// Where the test kernel's first segment goes.
 pub const TEXT: u64 = 0x20_0000;
@@ -37,6 +37,21 @@ pub fn platform(ram: &[(u64, u64)]) -> Platform<'_> {
         ecam: Some(Ecam { base: ECAM, end_bus: 0 }),
         power,
         aml: &[],
+    }
+}
+
+/// A PVH kernel that ends at 3 MiB, and an initramfs (base, bytes), as if they had been loaded.
+pub fn loaded(initramfs: Option<(u64, u64)>) -> Loaded {
+    Loaded {
+        kernel: LoadedKernel {
+            protocol: Protocol::Pvh,
+            entry: TEXT,
+            end: 0x30_0000,
+            initrd_addr_max: 0x7fff_ffff,
+            setup_header: None,
+        },
+        initramfs,
+        cmdline: CommandLine::default(),
     }
 }
 

@@ -157,6 +157,30 @@ fn a_disk_comes_whatever_has_become_of_the_rest_of_the_vm_and_the_next_guest_was
     husk.shut_down();
 }
 
+/// What `husk check` says, `vm.create` takes and `vm.boot` builds.
+#[test]
+fn as_many_vcpus_as_the_host_allows_are_possible_and_one_more_is_refused_by_name() {
+    if !has_kvm() {
+        return;
+    }
+    let said = Command::new(HUSK).arg("check").output().unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    let (_, after) = said.split_once("every capability, up to ").unwrap();
+    let most: u32 = after.split_once(" vCPUs").unwrap().0.parse().unwrap();
+    let mut husk = Husk::start(&[]);
+    let mut client = husk.client();
+    let mut vm = vm(husk.folder.path());
+    vm["memory"]["hotplug_size"] = json!(1 << 30);
+    vm["cpus"] = json!({"boot_vcpus": 1, "max_vcpus": most + 1});
+    let (status, told) = client.put("vm.create", Some(vm.clone()));
+    let refusal = format!("cpus.max_vcpus: {} vCPUs asked for, 1 to {most} allowed", most + 1);
+    assert_eq!((status, told.to_string().contains(&refusal)), (400, true), "{told}");
+    vm["cpus"] = json!({"boot_vcpus": 1, "max_vcpus": most});
+    let mut client = booted(&husk, vm);
+    assert_eq!(client.get("vm.info").1["state"], "Running");
+    husk.shut_down();
+}
+
 #[test]
 fn a_resize_that_the_host_cannot_begin_is_the_last_one_and_told_and_counted_and_an_empty_one_is_none() {
     if !has_kvm() {

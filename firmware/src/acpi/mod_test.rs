@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::layout::{ECAM, IOAPIC, LAPIC};
-use crate::testing::{platform, ram, read};
+use crate::testing::{loaded, platform, ram, read};
 
 const RAM: [(u64, u64); 1] = [(0, 1 << 30)];
 
@@ -38,12 +38,20 @@ fn find<'a>(bytes: &'a [u8], signature: &[u8; 4]) -> Option<&'a [u8]> {
     tables.find(|table| &table[..4] == signature)
 }
 
+/// The tables of a machine that has room for all of them at [`ACPI`].
+fn build_low(platform: &Platform) -> Vec<u8> {
+    let tables = build(platform, |_| panic!("they fit")).unwrap();
+    assert_eq!((tables.low.base, tables.high), (ACPI, None));
+    tables.low.bytes
+}
+
 #[test]
 fn the_tables_are_where_the_rsdp_says() {
     let mem = ram(1 << 20);
     let platform = platform(&RAM);
-    assert_eq!(write(&mem, &platform).unwrap(), ACPI);
-    let expected = build(&platform).unwrap();
+    let placed = write(&mem, &platform, &loaded(None)).unwrap();
+    assert_eq!(placed, Placed { rsdp: ACPI, high: None });
+    let expected = build_low(&platform);
     assert_eq!(read(&mem, ACPI, expected.len()), expected);
     for signature in [b"FACP", b"APIC", b"MCFG"] {
         assert!(find(&expected, signature).is_some());
@@ -52,7 +60,7 @@ fn the_tables_are_where_the_rsdp_says() {
 
 #[test]
 fn the_fadt_declares_a_reduced_machine_without_legacy_devices() {
-    let bytes = build(&platform(&RAM)).unwrap();
+    let bytes = build_low(&platform(&RAM));
     let fadt = find(&bytes, b"FACP").unwrap();
     assert_eq!((fadt.len(), fadt[8], fadt[131]), (276, 6, 5), "ACPI 6.5");
     let flags = u32_at(fadt, 112);
@@ -76,11 +84,10 @@ fn the_fadt_declares_a_reduced_machine_without_legacy_devices() {
 #[test]
 fn the_dsdt_has_the_sleep_state_and_every_fragment_in_order() {
     let aml = [b"\x5b\x82\x05AAAA".to_vec(), b"\x5b\x82\x05BBBB".to_vec()];
-    let bytes = build(&Platform {
+    let bytes = build_low(&Platform {
         aml: &aml,
         ..platform(&RAM)
-    })
-    .unwrap();
+    });
     let dsdt = table(&bytes, u64_at(find(&bytes, b"FACP").unwrap(), 140));
     assert_eq!((&dsdt[..4], dsdt[8]), (&b"DSDT"[..], 2));
     // Name (_S5_, Package (4) {5, 0, 0, 0})
@@ -95,12 +102,11 @@ fn the_dsdt_has_the_sleep_state_and_every_fragment_in_order() {
 
 #[test]
 fn the_madt_lists_processors_then_the_ioapic() {
-    let bytes = build(&Platform {
+    let bytes = build_low(&Platform {
         apic_ids: &[0, 2, 254],
         spare_apic_ids: &[3],
         ..platform(&RAM)
-    })
-    .unwrap();
+    });
     let madt = find(&bytes, b"APIC").unwrap();
     assert_eq!((u32_at(madt, 36), u32_at(madt, 40)), (LAPIC, 0), "PCAT_COMPAT is clear");
     let processors: Vec<_> = madt[44..76]
@@ -122,12 +128,11 @@ fn the_madt_lists_processors_then_the_ioapic() {
 #[test]
 fn large_apic_ids_have_x2apic_entries() {
     let ids: Vec<u32> = (0..300).collect();
-    let bytes = build(&Platform {
+    let bytes = build_low(&Platform {
         apic_ids: &ids[..256],
         spare_apic_ids: &ids[256..],
         ..platform(&RAM)
-    })
-    .unwrap();
+    });
     let madt = find(&bytes, b"APIC").unwrap();
     let (local, rest) = madt[44..].split_at(255 * 8);
     assert!(local.chunks(8).all(|entry| entry[0] == 0 && entry[1] == 8));
@@ -145,35 +150,109 @@ fn large_apic_ids_have_x2apic_entries() {
 
 #[test]
 fn the_mcfg_is_there_only_with_pci() {
-    let bytes = build(&platform(&RAM)).unwrap();
+    let bytes = build_low(&platform(&RAM));
     let mcfg = find(&bytes, b"MCFG").unwrap();
     assert_eq!((u64_at(mcfg, 44), &mcfg[52..]), (ECAM, &[0; 8][..]));
-    let bytes = build(&Platform {
+    let bytes = build_low(&Platform {
         ecam: None,
         ..platform(&RAM)
-    })
-    .unwrap();
+    });
     assert!(find(&bytes, b"MCFG").is_none());
 }
 
-#[test]
-fn more_aml_than_there_is_room_for_is_refused() {
-    let aml = [vec![0; ACPI_LEN as usize + 1]];
-    let error = build(&Platform {
-        aml: &aml,
+/// A vCPU's AML, or a little more.
+const VCPU_AML: usize = 128;
+
+/// What [`write`] makes of `aml` and `processors` in 64 MiB of RAM with `loaded`: where, and the bytes there.
+fn write_many(processors: u32, aml: &[Vec<u8>], loaded: &Loaded) -> Result<(u64, Vec<u8>, Vec<u8>), AcpiError> {
+    let (mem, ids) = (ram(64 << 20), (0..processors).collect::<Vec<_>>());
+    let many = Platform {
+        apic_ids: &ids[..1],
+        spare_apic_ids: &ids[1..],
+        aml,
         ..platform(&RAM)
-    })
-    .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "ACPI tables have 131057 bytes; at most 131056 are allowed"
-    );
+    };
+    let placed = write(&mem, &many, loaded)?;
+    let (base, len) = placed.high.unwrap();
+    assert_eq!((placed.rsdp, base % PAGE, len % PAGE), (ACPI, 0, 0));
+    assert_eq!(read(&mem, ACPI + 36, 4096), [0; 4096], "the RSDP is there alone");
+    Ok((base, read(&mem, ACPI, 36), read(&mem, base, len as usize)))
+}
+
+#[test]
+fn tables_of_4096_vcpus_are_at_the_end_of_ram() {
+    let aml = vec![vec![0xa3; VCPU_AML]; 4096];
+    let (base, rsdp, bytes) = write_many(4096, &aml, &loaded(None)).unwrap();
+    assert_eq!(base + bytes.len() as u64, 64 << 20);
+    assert!(bytes.len() < 1 << 20, "{}", bytes.len());
+    let table = |address: u64| {
+        let start = usize::try_from(address - base).unwrap();
+        let table = &bytes[start..start + u32_at(&bytes, start + 4) as usize];
+        assert_eq!((address % 16, sum(table)), (0, 0));
+        table
+    };
+    assert_eq!((&rsdp[..8], sum(&rsdp[..20]), sum(&rsdp)), (&b"RSD PTR "[..], 0, 0));
+    let xsdt = table(u64_at(&rsdp, 24));
+    let tables: Vec<_> = xsdt[36..].chunks(8).map(|entry| table(u64_at(entry, 0))).collect();
+    let signatures: Vec<_> = tables.iter().map(|table| &table[..4]).collect();
+    assert_eq!(signatures, [b"FACP", b"APIC", b"MCFG"]);
+    assert_eq!(tables[1].len(), 44 + 255 * 8 + (4096 - 255) * 16 + 12);
+    let dsdt = table(u64_at(tables[0], 140));
+    assert!(&dsdt[..4] == b"DSDT" && dsdt.ends_with(&aml.concat()));
+}
+
+#[test]
+fn tables_that_do_not_fit_are_below_an_initramfs_at_the_end_of_ram_and_above_one_that_is_not() {
     let aml = [vec![0; ACPI_LEN as usize]];
-    assert!(matches!(
-        build(&Platform {
+    let at_the_end = loaded(Some(((64 << 20) - 0x2000, 5000)));
+    let (base, _, bytes) = write_many(1, &aml, &at_the_end).unwrap();
+    assert_eq!(base + bytes.len() as u64, (64 << 20) - 0x2000);
+
+    let further_down = loaded(Some((32 << 20, 5000)));
+    let (base, _, bytes) = write_many(1, &aml, &further_down).unwrap();
+    assert_eq!(base + bytes.len() as u64, 64 << 20);
+}
+
+#[test]
+fn the_last_byte_that_fits_below_1_mib_is_there() {
+    let with = |aml: usize| {
+        let aml = [vec![0; aml]];
+        let platform = Platform {
             aml: &aml,
             ..platform(&RAM)
-        }),
-        Err(AcpiError::TooLarge { .. })
-    ));
+        };
+        build(&platform, |_| Ok(16 << 20)).unwrap()
+    };
+    let rest = build_low(&platform(&RAM)).len();
+    let most = (0..64).find_map(|less| {
+        let tables = with(ACPI_LEN as usize - rest - less);
+        tables.high.is_none().then_some(tables.low.bytes.len())
+    });
+    let most = most.unwrap() as u64;
+    assert!(most <= ACPI_LEN && ACPI_LEN - most < 16, "{most}");
+}
+
+#[test]
+fn tables_without_room_are_refused_with_figures() {
+    let aml = [vec![0; ACPI_LEN as usize]];
+    let mut full = loaded(Some(((64 << 20) - 0x2000, 5000)));
+    full.kernel.end = (63 << 20) + 0xf_8000;
+    assert_eq!(
+        write_many(2, &aml, &full).unwrap_err().to_string(),
+        "the ACPI tables of 2 vCPUs have 0x2021c bytes; between the kernel's end 0x3ff8000 and 0x3ffe000 there is room \
+         for 0x6000"
+    );
+}
+
+#[test]
+fn more_aml_than_any_machine_has_is_refused() {
+    let aml = [vec![0; AML_MAX], vec![0]];
+    let platform = Platform {
+        aml: &aml,
+        ..platform(&RAM)
+    };
+    assert_eq!(
+        build(&platform, |_| panic!("asked for room")).unwrap_err().to_string(),
+        "the AML of the devices has 8388609 bytes; at most 8388608 are allowed"
+    );
 }

@@ -61,7 +61,7 @@ fn load(file: &MemoryFile, flags: u8) {
         );
         assert!(base + len - 1 <= kernel.initrd_addr_max.into());
     }
-    let entry = husk_firmware::describe(&mem, &platform(ram), &loaded, layout::ACPI).unwrap();
+    let entry = husk_firmware::describe(&mem, &platform(ram), &loaded).unwrap();
     assert_eq!(entry.address, kernel.entry);
 }
 

@@ -205,7 +205,14 @@ fn wrong_values_are_named_in_one_line() {
 
 #[test]
 fn impossible_machines_are_refused_before_anything_starts() {
-    assert_eq!(unusable(&["--cpus", "0"]), "cpus: 0 vCPUs asked for, 1 to 4096 allowed");
+    assert_eq!(
+        unusable(&["--cpus", "0"]),
+        "cpus.boot_vcpus: 0 vCPUs asked for, 1 to 4096 allowed"
+    );
+    assert_eq!(
+        unusable(&["--cpus", "boot=1,max=4097"]),
+        "cpus.max_vcpus: 4097 vCPUs asked for, 1 to 4096 allowed"
+    );
     assert_eq!(
         unusable(&["--memory", "0"]),
         "memory: 0 bytes (0 B) asked for, 2 MiB to 8190 GiB allowed"

@@ -47,14 +47,15 @@ pub(super) const QUEUE_SIZES: std::ops::RangeInclusive<u16> = 16..=1024;
 /// What the host, or the architecture, can give a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The most vCPUs of one VM (`KVM_CAP_MAX_VCPUS`).
+    /// The most vCPUs of one VM: as many as KVM allows (`KVM_CAP_MAX_VCPUS`), at most those of [`Limits::ARCHITECTURE`].
     pub max_vcpus: u32,
     /// Width of a guest-physical address (CPUID 8000_0008h EAX\[7:0\]).
     pub phys_bits: u8,
 }
 
 impl Limits {
-    /// What no x86-64 host exceeds: KVM's own bound on vCPUs (`KVM_MAX_VCPUS` of Linux 6.x) and the architecture's on addresses.
+    /// What no x86-64 host exceeds: KVM's own bound on vCPUs (`KVM_MAX_VCPUS` of Linux 6.x), for which there are slots and
+    /// ACPI tables, and the architecture's on addresses.
     pub const ARCHITECTURE: Self = Self {
         max_vcpus: 4096,
         phys_bits: 52,
@@ -85,8 +86,10 @@ impl Limits {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// Too few or too many vCPUs.
-    #[error("cpus: {found} vCPUs asked for, 1 to {max} allowed")]
+    #[error("cpus.{field}: {found} vCPUs asked for, 1 to {max} allowed")]
     Cpus {
+        /// `boot_vcpus` or `max_vcpus`.
+        field: &'static str,
         /// What was asked for.
         found: u32,
         /// The host's limit.
@@ -355,11 +358,14 @@ impl VmConfig {
     /// The first [`ConfigError`], in the order of the fields.
     pub fn validate(&self, limits: Limits) -> Result<(), ConfigError> {
         let (boot, max) = (self.cpus.boot_vcpus, self.cpus.max_vcpus);
-        if let Some(found) = [boot, max].into_iter().find(|n| !(1..=limits.max_vcpus).contains(n)) {
-            return Err(ConfigError::Cpus {
-                found,
-                max: limits.max_vcpus,
-            });
+        for (field, found) in [("boot_vcpus", boot), ("max_vcpus", max)] {
+            if !(1..=limits.max_vcpus).contains(&found) {
+                return Err(ConfigError::Cpus {
+                    field,
+                    found,
+                    max: limits.max_vcpus,
+                });
+            }
         }
         if max < boot {
             return Err(ConfigError::MaxCpus { max, boot });

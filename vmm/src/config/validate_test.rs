@@ -52,18 +52,18 @@ fn names_are_no_longer_than_what_tells_of_them_can_bear() {
 fn cpus_are_bounded_by_kvm() {
     assert_eq!(
         error(|c| c.cpus = CpusConfig::fixed(0)),
-        "cpus: 0 vCPUs asked for, 1 to 8 allowed"
+        "cpus.boot_vcpus: 0 vCPUs asked for, 1 to 8 allowed"
     );
     assert_eq!(
         error(|c| c.cpus = CpusConfig::fixed(9)),
-        "cpus: 9 vCPUs asked for, 1 to 8 allowed"
+        "cpus.boot_vcpus: 9 vCPUs asked for, 1 to 8 allowed"
     );
     assert_eq!(
         error(|c| c.cpus = CpusConfig {
             boot_vcpus: 1,
             ..CpusConfig::fixed(64)
         }),
-        "cpus: 64 vCPUs asked for, 1 to 8 allowed"
+        "cpus.max_vcpus: 64 vCPUs asked for, 1 to 8 allowed"
     );
     assert_eq!(
         error(|c| c.cpus = CpusConfig {

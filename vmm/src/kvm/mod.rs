@@ -128,7 +128,7 @@ impl Kvm {
 
     /// The most vCPUs a VM may have on this host.
     pub fn max_vcpus(&self) -> u32 {
-        u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX)
+        max_vcpus(&self.kvm)
     }
 
     /// Width of a guest-physical address in bits.
@@ -167,6 +167,13 @@ impl Kvm {
     pub fn create_vm(&self) -> Result<Vm, KvmError> {
         Vm::new(create_vm(|| self.kvm.create_vm()).or_refused(|| "create a VM".into())?)
     }
+}
+
+/// The most vCPUs of a VM that this host has and husk describes to a guest, whoever asks: what is checked before a VM is
+/// built, and what `husk check` says.
+fn max_vcpus(kvm: &kvm_ioctls::Kvm) -> u32 {
+    let of_kvm = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
+    of_kvm.min(Limits::ARCHITECTURE.max_vcpus)
 }
 
 /// What `create` creates, which is tried again whenever a signal has interrupted it: the kernel starts threads for a VM, and a signal that

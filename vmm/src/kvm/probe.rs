@@ -7,7 +7,7 @@ use std::path::Path;
 
 use kvm_ioctls::Kvm;
 
-use super::{REQUIRED, create_vm};
+use super::{REQUIRED, create_vm, max_vcpus};
 
 /// The answers of an open `/dev/kvm`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub fn probe(path: &Path) -> io::Result<KvmFacts> {
             .filter(|(cap, _)| !kvm.check_extension(*cap))
             .map(|(_, name)| *name)
             .collect(),
-        max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
+        max_vcpus: max_vcpus(&kvm),
         create_vm_error: create_vm(|| kvm.create_vm())
             .err()
             .map(|errno| from_errno(errno).to_string()),

@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use husk_devices::power;
 use husk_firmware::{
-    CommandLine, Ecam, Initramfs, KernelImage, LoadError, Loaded, Payload, Platform, PowerRegisters, Protocol, acpi,
-    layout, registers,
+    CommandLine, Ecam, Initramfs, KernelImage, LoadError, Loaded, Payload, Platform, PowerRegisters, Protocol, layout,
+    registers,
 };
 use husk_hotplug::Hotplug;
 use husk_virtio::threads::Threads;
@@ -356,8 +356,7 @@ fn write_tables(
         aml: &devices.aml(),
     };
     let memory = memory.guest().memory();
-    let rsdp = acpi::write(&memory, &platform).map_err(LoadError::from)?;
-    let entry = husk_firmware::describe(&memory, &platform, loaded, rsdp)?;
+    let entry = husk_firmware::describe(&memory, &platform, loaded)?;
     let first = first.expect("validated: at least one vCPU");
     let mut system = first.system_registers()?;
     registers::boot_sregs(&entry, &platform, &mut system);

@@ -9,6 +9,7 @@ use husk_devices::host::fake::FakeHost;
 use husk_devices::memory::GuestMemoryMmap;
 use husk_devices::pci::BarWindow;
 use husk_devices::{Effect, MetricsSource, error_chain};
+use husk_firmware::{Ecam, Platform, PowerRegisters, acpi};
 use husk_hotplug::outcome::Outcome;
 use husk_hotplug::{Plug, PlugError};
 use husk_virtio::config::ConfigBytes;
@@ -19,8 +20,10 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+use crate::config::Limits;
 use crate::kvm::Port;
 use crate::machine::cpu_slots;
+use crate::machine::resize::dimm_slots;
 
 /// Registers that the AML of the slots writes (the map is in husk-hotplug's `bank`): to let go of one, and to report.
 const EJECT: u64 = 0x04;
@@ -476,4 +479,53 @@ fn a_device_that_is_refused_is_closed_by_a_thread() {
     devices.offer_virtio("a", again).unwrap_err();
     assert_ne!(dropped.recv().unwrap(), thread::current().id());
     drop(go);
+}
+
+/// A bank of slots that nothing comes to.
+struct Nothing;
+
+impl Plug for Nothing {
+    type Unit = ();
+
+    fn create(&mut self, _slot: u32, (): ()) -> Result<(), PlugError> {
+        Ok(())
+    }
+
+    fn destroy(&mut self, _slot: u32) -> Result<(), PlugError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn tables_of_as_many_vcpus_as_there_may_be_fit_with_every_bank() {
+    for max in [1, 8, 300, 944, 945, 1024, 2048, Limits::ARCHITECTURE.max_vcpus] {
+        let (mut devices, board) = devices();
+        let cpus = devices.hotplug_mut().bank(&board, cpu_slots::slots(max), Nothing);
+        let memory = devices.hotplug_mut().bank(&board, dimm_slots(), Nothing);
+        assert!(cpus.is_ok() && memory.is_ok());
+        let apic_ids: Vec<u32> = (0..max).collect();
+        let platform = Platform {
+            ram: &[(0, 256 << 20)],
+            apic_ids: &apic_ids[..1],
+            spare_apic_ids: &apic_ids[1..],
+            ecam: Some(Ecam {
+                base: layout::ECAM,
+                end_bus: 0,
+            }),
+            power: PowerRegisters {
+                sleep_control: layout::SLEEP_CONTROL_PORT,
+                sleep_status: layout::SLEEP_STATUS_PORT,
+                reset: layout::RESET_PORT,
+                reset_value: 1,
+            },
+            aml: &devices.aml(),
+        };
+        let tables = acpi::build(&platform, |bytes| {
+            assert!(bytes < 1 << 20, "{bytes} bytes for {max} vCPUs");
+            Ok(128 << 20)
+        });
+        let tables = tables.unwrap();
+        assert!(tables.low.bytes.len() as u64 <= layout::ACPI_LEN, "{max}");
+        assert_eq!(tables.high.is_some(), max > 883, "{max}");
+    }
 }
