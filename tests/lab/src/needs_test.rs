@@ -41,6 +41,39 @@ fn every_reason_to_skip_is_known_here() {
     assert!(count > 40, "the sources were read: {count}");
 }
 
+/// The texts of errors in `source` that have the field `source` in them: thiserror takes it for the next link of the chain,
+/// and whoever prints that has it twice.
+fn sources_in_their_parents(source: &str) -> impl Iterator<Item = &str> {
+    let texts = source.split("#[error(").skip(1);
+    texts
+        .map(|rest| rest.split(")]").next().unwrap())
+        .filter(|text| text.contains("{source"))
+}
+
+#[test]
+fn no_error_has_its_source_in_its_own_text() {
+    let this = Path::new(file!()).file_name().unwrap();
+    let mut found = Vec::new();
+    for path in files(&root(), ".rs")
+        .into_iter()
+        .filter(|path| path.file_name() != Some(this))
+    {
+        let text = fs::read_to_string(&path).unwrap();
+        found.extend(sources_in_their_parents(&text).map(|text| format!("{}: {text}", path.display())));
+    }
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn an_error_with_its_source_in_its_text_is_noticed() {
+    let text = "#[error(\"a: {source}\")]\nA { source: B },\n#[error(\n    \"{b} is {source:?}\",\n    b\n)]";
+    assert_eq!(sources_in_their_parents(text).count(), 2);
+    assert_eq!(
+        sources_in_their_parents("#[error(\"a: {why}\")] format!(\"{source}\")").count(),
+        0
+    );
+}
+
 #[test]
 fn a_reason_that_is_not_known_is_noticed() {
     let source = "println!(\"skipped: needs root\"); eprintln!(\"skipped: no luck here\");\n#[ignore = \"flaky\"]";

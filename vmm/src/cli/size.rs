@@ -110,4 +110,12 @@ mod tests {
             assert_eq!(parse_size(text), Err(SizeError::Overflow), "{text}");
         }
     }
+
+    #[test]
+    fn whoever_prints_the_chain_of_a_bad_value_has_the_reason_once() {
+        let error = size("limit", "1X".into()).unwrap_err();
+        let line = "limit is '1X': unknown unit 'X', allowed: K, M, G, T (or KiB, MiB, GiB, TiB), none for bytes";
+        assert_eq!(error.to_string(), line);
+        assert_eq!(husk_devices::error_chain(&error).to_string(), line);
+    }
 }
