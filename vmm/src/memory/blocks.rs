@@ -85,7 +85,8 @@ impl Blocks {
         })
     }
 
-    /// Plugs the blocks in `range`, counted from the window's start. They are empty, whatever a guest has done to them before.
+    /// Plugs the blocks in `range`, counted from the window's start. They are empty, whatever a guest or a vhost-user back-end
+    /// has done to them before.
     ///
     /// # Errors
     /// [`MemoryError::Outside`], [`MemoryError::Unit`], or the host's refusal, with figures. Nothing of
@@ -185,12 +186,14 @@ impl Blocks {
         let Some(chunk) = self.chunks.get_mut(&part.chunk) else {
             return Ok(());
         };
-        if self.unit > self.block {
-            // What shares a unit with a plugged block was within the guest's reach.
-            chunk.region.discard(&part.inside())?;
-        }
+        // What shares a unit with a plugged block was within the guest's reach, and the pages of a file are within that of a
+        // vhost-user back-end, plugged or not.
+        let emptied = match self.unit > self.block || chunk.region.is_shared() {
+            true => chunk.region.discard(&part.inside()),
+            false => Ok(()),
+        };
         let bare = chunk.bare(&part.inside(), self.unit, self.block);
-        let uncovered = bare.iter().try_for_each(|unit| chunk.region.uncover(unit));
+        let uncovered = emptied.and_then(|()| bare.iter().try_for_each(|unit| chunk.region.uncover(unit)));
         let restored = uncovered.and_then(|()| chunk.region.restore(&part.inside()));
         if restored.is_ok() {
             mark(chunk, part, self.block, true);

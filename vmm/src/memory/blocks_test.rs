@@ -1,4 +1,4 @@
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -150,6 +150,31 @@ fn resident(space: &AddressSpace, offset: u64) -> u64 {
     }
 }
 
+/// A vhost-user back-end has the whole file, and writes where a guest's descriptor says.
+#[test]
+fn what_a_back_end_has_filled_where_nothing_was_plugged_is_given_back_by_the_plug() {
+    let (mut blocks, space, _) = blocks(true);
+    blocks.plug(&(0..BLOCK)).unwrap();
+    let memory = space.guest().memory();
+    let region = memory.find_region(GuestAddress(BASE)).unwrap();
+    let file = region.file_offset().unwrap().arc().clone();
+    let (start, full) = (region.file_offset().unwrap().start(), vec![0xff; index(BLOCK)]);
+    drop(memory);
+    // In a chunk that is there, and in one that is not.
+    for offset in [2 * BLOCK, 128 * MIB] {
+        file.write_all_at(&full, start + offset).unwrap();
+        assert!(file.metadata().unwrap().blocks() * 512 >= BLOCK);
+        blocks.plug(&(offset..offset + BLOCK)).unwrap();
+        assert_eq!(
+            file.metadata().unwrap().blocks(),
+            0,
+            "no page is there that nobody has touched since"
+        );
+        assert_eq!(read(&space, offset), Some(0));
+        blocks.unplug(&(offset..offset + BLOCK)).unwrap();
+    }
+}
+
 #[test]
 fn what_the_host_does_not_take_back_is_plugged_as_before() {
     let (mut blocks, space, _) = blocks(true);
@@ -171,6 +196,22 @@ fn what_the_host_does_not_take_back_is_plugged_as_before() {
     assert!(write(&space, 126 * MIB) && write(&space, 130 * MIB - 1));
     blocks.unplug(&(126 * MIB..130 * MIB)).unwrap();
     assert_eq!((blocks.plugged_bytes(), read(&space, 128 * MIB)), (0, None));
+}
+
+#[test]
+fn a_plug_that_cannot_empty_a_block_leaves_no_chunk_behind() {
+    let (mut blocks, _space, slots) = blocks(true);
+    let plugged = thread::scope(|scope| {
+        let confined = scope.spawn(|| {
+            refuse_holes_from(0);
+            blocks
+                .plug(&(0..BLOCK))
+                .map_err(|error| error_chain(&error).to_string())
+        });
+        confined.join().unwrap()
+    });
+    assert!(plugged.unwrap_err().contains("Input/output error"));
+    assert_eq!((blocks.plugged_bytes(), slots.taken().len()), (0, 1));
 }
 
 /// Has fallocate(2) of this thread fail with EIO from `offset` of any file on.

@@ -124,7 +124,13 @@ impl AddressSpace {
                 self.address_map().reuse(&parts.mapping, &parts.part);
                 match &parts.placeholder {
                     Some(placeholder) => Ok(cover(&parts.mapping, &parts.part, placeholder)?),
-                    None => Ok(self.take_from_host(parts.info.kind, &parts.mapping, &parts.part)?),
+                    None => {
+                        if parts.info.kind == Kind::Dimm && parts.info.shared {
+                            // A vhost-user back-end has the whole reserve, and may have filled pages of it.
+                            parts.mapping.discard(&parts.part)?;
+                        }
+                        Ok(self.take_from_host(parts.info.kind, &parts.mapping, &parts.part)?)
+                    }
                 }
             }
             Step::Backends => {

@@ -1,3 +1,4 @@
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -442,6 +443,26 @@ fn the_room_is_the_largest_hole_that_is_there() {
 }
 
 /// The guest's driver for blocks may come when it has DIMMs.
+/// A vhost-user back-end has the whole file, and writes where a guest's descriptor says.
+#[test]
+fn what_a_back_end_has_filled_before_a_dimm_comes_is_none_of_it() {
+    let (space, _) = space(&config(true)).unwrap();
+    let memory = space.shared().memory();
+    let file = memory
+        .find_region(GuestAddress(BASE))
+        .unwrap()
+        .file_offset()
+        .unwrap()
+        .clone();
+    drop(memory);
+    file.file().write_all_at(&[0xff; 4096], file.start()).unwrap();
+    assert_eq!(file.file().metadata().unwrap().blocks(), 8);
+    let _region = space.grow(Kind::Dimm, UNIT).unwrap();
+    assert_eq!(file.file().metadata().unwrap().blocks(), 0);
+    let read: u64 = space.guest().memory().read_obj(GuestAddress(BASE)).unwrap();
+    assert_eq!(read, 0);
+}
+
 #[test]
 fn dimms_take_no_addresses_that_are_kept_for_blocks() {
     let either = MemoryConfig {
