@@ -123,7 +123,8 @@ fn whatever_clients_send_husk_stays_small_and_becomes_so_again() {
     assert_eq!(put(&mut client, "vm.create", "{}").0, 400);
     let before = status(&husk, "VmRSS:");
     let payload = r#"{"payload":{"kernel":"/k"}"#;
-    let devices = long(&format!(r#"{payload},"disks":["#), r#"{"path":"/x"}"#, "]}", 256 * KIB);
+    let disk = r#"{"path":"/x","readonly":true}"#;
+    let devices = long(&format!(r#"{payload},"disks":["#), disk, "]}", 256 * KIB);
     let (status_code, refusal) = put(&mut client, "vm.create", &devices);
     assert_eq!(status_code, 409);
     let slots = "34 devices or more, the machine's own included, 31 PCI slots are there";

@@ -2,9 +2,9 @@
 //!
 //! A guest needs free memory to describe memory: 64 bytes for each page of 4 KiB. Linux that has not enough of it fails to add a DIMM, keeps
 //! what it has described of it, and kills its own processes. So a DIMM takes at most half of what the guest says that it has available
-//! ([`ShrinkLimit`]). Where nobody says, the first one is a single unit, since a guest may be asked to grow because it has nothing left, and each next
-//! one at most [`STEP`] times what has come before it: that is described in what came. virtio-mem needs no such care: the driver takes a
-//! block after the other, and stops when it cannot.
+//! ([`ShrinkLimit`]). Where nobody says, the first one is small, since a guest may be asked to grow because it has nothing left: a unit, or a
+//! [`FIRST`]th of what it has. Each next one is at most [`STEP`] times what has come before it: that is described in what came. virtio-mem
+//! needs no such care: the driver takes a block after the other, and stops when it cannot.
 //!
 //! Of a guest that shrinks no more is asked than it says that it can spare. Either way nothing is asked any more once it has said that it
 //! killed a process for want of memory.
@@ -30,6 +30,9 @@ use crate::memory::{AddressSpace, Kind, MemoryError, Region, Step};
 /// A DIMM has at most so many times the memory that the guest has, or that has come for the same request where it does not say what it has
 /// available: it takes an eighth of that to describe it.
 const STEP: u64 = 8;
+/// The first DIMM for a guest that does not say what it has available is such a part of what it has. To describe that takes a thousandth of its
+/// memory, which Linux keeps free whatever its programs want (`min_free_kbytes`).
+const FIRST: u64 = 16;
 /// A byte describes so many: 64 bytes a page of 4 KiB (Linux, `struct page`).
 const DESCRIBED: u64 = 64;
 /// What a guest that has run out of memory gets again of what it gave back, in bytes.
@@ -545,6 +548,7 @@ impl MemoryResize {
         let most = match self.shrink_limit.room(has, Instant::now()) {
             Room::Pending => return None,
             Room::Bytes(available) => (available / 2).saturating_mul(DESCRIBED).min(has.saturating_mul(STEP)),
+            Room::Unknown if self.proven == 0 => has / FIRST,
             Room::Unknown => self.proven.saturating_mul(STEP),
         };
         let unit = self.parts.unit.max(1);
