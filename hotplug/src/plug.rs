@@ -123,7 +123,7 @@ impl<P: Plug> Hotplug<P> {
 
     /// Wants a slot back whose removal is pending. If the guest has not heard of the removal it never will; if it has,
     /// it either refuses, and so keeps the unit, or lets go, and `unit` is offered in its place. The removal's outcome
-    /// is [`Outcome::Withdrawn`].
+    /// is [`Outcome::Withdrawn`](crate::outcome::Outcome::Withdrawn).
     ///
     /// # Errors
     /// The slot is empty, or the successor could not be created at once.

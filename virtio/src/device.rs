@@ -122,8 +122,8 @@ pub trait VirtioDevice: Send {
     /// Identity, class, features and queue sizes. The same at each call.
     fn profile(&self) -> Profile;
 
-    /// The class of threads that serve the device: by it they are confined ([`Threads::confine`]). The same at each
-    /// call.
+    /// The class of threads that serve the device: by it they are confined
+    /// ([`Threads::confine`](crate::threads::Threads::confine)). The same at each call.
     fn thread_class(&self) -> ThreadClass {
         ThreadClass::Stream
     }
