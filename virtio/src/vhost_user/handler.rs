@@ -177,11 +177,13 @@ impl VhostUserHandler {
 }
 
 impl VhostUserHandler {
-    /// Has all rings back, or has asked for the next one: a back-end that gives one back is done with it, and with
-    /// guest memory on its account. The position of one that is not given back is a guess.
+    /// Has all rings back, or has asked for the next one. By the protocol a back-end that gives one back is done with it, and with guest
+    /// memory on its account; one with a pool of threads may still end requests in it: see [`VhostUserHandler::lend_again`]. The position of
+    /// one that is not given back is a guess.
     ///
-    /// # Errors Not all are given back, or not in time. The back-end has been hung up on: one that lost its front-end
-    /// lets go of guest memory, and there is no other way to make it.
+    /// # Errors
+    /// Not all are given back, or not in time. The back-end has been hung up on: one that lost its front-end lets go of guest memory, and
+    /// there is no other way to make it.
     fn take_back(&mut self, patience: Patience) -> Result<Hold, BackendError> {
         let taken = self.stop_rings(patience);
         if let Ok(Hold::Pending) = taken {
@@ -235,7 +237,7 @@ impl VhostUserHandler {
         };
         let queue = &mut ring.state.queue;
         queue.next_avail = frontend.stopped_ring(ring.state.index)?;
-        // Not before: what the back-end had begun it ended before it answered.
+        // Not before: by the protocol the back-end ends what it has begun before it answers.
         queue.next_used = used_index(&self.mem.memory(), queue.used_ring);
         self.lent = last;
         Ok(())
