@@ -1,7 +1,7 @@
 //! `husk ctl SOCKET …`: asks a husk that serves the API.
 
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueHint};
@@ -14,6 +14,7 @@ use super::pmem::parse_pmem;
 use super::pod::PolicyArgs;
 use super::size::parse_size;
 use super::vsock::parse_vsock;
+use super::{Code, answer, refuse};
 use crate::config::{DiskConfig, FsConfig, NetConfig, PmemConfig, VsockConfig};
 use crate::ctl::resize::TargetSize;
 use crate::ctl::{Action, Request};
@@ -376,6 +377,37 @@ fn parse_id(text: &str) -> Result<String, &'static str> {
         Ok(text.to_owned())
     } else {
         Err("allowed: up to 255 letters, digits, and any of _ + - .")
+    }
+}
+
+pub(super) fn ctl(args: CtlArgs) -> Code {
+    if let CtlCommand::Events { past: false } = args.command {
+        return events(&args.socket, args.timeout.unwrap_or(crate::ctl::PATIENCE), args.json);
+    }
+    let request = args.command.into();
+    let patience = args.timeout.unwrap_or_else(|| crate::ctl::patience(&request));
+    let asked = crate::ctl::ask(&args.socket, &request, patience, args.json);
+    match asked {
+        Ok(text) => answer(&text, Code::Success),
+        Err(error) => refuse(Some("ctl"), error.is_usage(), &anyhow::Error::new(error)),
+    }
+}
+
+/// Prints events as they come; JSON is an object a line.
+fn events(socket: &Path, patience: Duration, as_json: bool) -> Code {
+    let mut printed = Code::Success;
+    let followed = crate::ctl::events::follow(socket, patience, false, |event| {
+        let line = if as_json {
+            format!("{}\n", event.line)
+        } else {
+            crate::ctl::events::row(&event.value)
+        };
+        printed = answer(&line, Code::Success);
+        printed == Code::Success
+    });
+    match followed {
+        Ok(()) => printed,
+        Err(error) => refuse(Some("ctl"), false, &anyhow::Error::new(error)),
     }
 }
 

@@ -7,6 +7,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{ArgGroup, Args, ValueHint};
 
 use super::ctl::parse_timeout;
+use super::{Code, answer, refuse, usage};
 use crate::gather::{Output, Target};
 
 /// The options of `husk gather`.
@@ -47,5 +48,16 @@ impl GatherArgs {
         let archive = self.output.map(Output::Archive);
         let output = archive.or(self.dir.map(Output::Folder))?;
         Some((target, output))
+    }
+}
+
+pub(super) fn gather(args: GatherArgs) -> Code {
+    let limit = args.timeout;
+    let Some((target, output)) = args.into_parts() else {
+        return usage(Some("gather"), "a husk and an output are needed");
+    };
+    match crate::gather::gather(&target, &output, limit) {
+        Ok(summary) => answer(&format!("{summary}\n"), Code::Success),
+        Err(error) => refuse(Some("gather"), false, &anyhow::Error::new(error)),
     }
 }

@@ -4,8 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::{Code, answer, own_program, refuse, say};
 use crate::check;
-use crate::install::{Engine, InstallError, Overhead, Request, plain_class, plain_path};
+use crate::install::{
+    Engine, InstallError, Lock, Overhead, Request, apply, plain_class, plain_path, plan, removal, remove,
+};
 
 const PREFIX: &str = "/opt/husk";
 
@@ -72,10 +75,50 @@ impl InstallArgs {
             class: class.map(str::to_owned),
             prefix: plain_path("--prefix", &self.prefix)?,
             file_server: self.file_server,
-            program: super::own_program(),
+            program: own_program(),
             overhead: self.overhead.as_deref().map(overhead).transpose()?,
             features: check::check(&self.root).to_nfd(),
             root: self.root,
         })
+    }
+}
+
+pub(super) fn install(args: InstallArgs) -> Code {
+    let (dry_run, prefix, root) = (args.dry_run, args.prefix.clone(), args.root.clone());
+    let done = match args.status {
+        true => plain_path("--prefix", &prefix)
+            .and_then(|prefix| crate::install::status(&root, &prefix, &own_program()))
+            .map(|status| (status.to_table(), status.is_ok())),
+        false => args.into_request().and_then(|request| {
+            let _lock = (!dry_run).then(|| Lock::take(&root)).transpose()?;
+            let plan = plan(&request.settle()?)?;
+            let text = plan.describe();
+            if dry_run {
+                return Ok((text, true));
+            }
+            // Before anything is changed, for whoever watches.
+            say(text.trim_end());
+            apply(&plan).map(|()| (String::new(), true))
+        }),
+    };
+    match done {
+        Ok((text, held)) => answer(&text, if held { Code::Success } else { Code::Failure }),
+        Err(error) => refuse(Some("install"), error.is_usage(), &anyhow::Error::new(error)),
+    }
+}
+
+pub(super) fn uninstall(args: &UninstallArgs) -> Code {
+    let done = plain_path("--prefix", &args.prefix).and_then(|prefix| {
+        let _lock = (!args.dry_run).then(|| Lock::take(&args.root)).transpose()?;
+        let found = removal(&args.root, &prefix)?;
+        if !args.dry_run {
+            remove(&found)?;
+        }
+        Ok((found.describe(), found.dangling.is_empty()))
+    });
+    match done {
+        Ok((text, true)) => answer(&text, Code::Success),
+        Ok((text, false)) => answer(&text, Code::Failure),
+        Err(error) => refuse(Some("uninstall"), error.is_usage(), &anyhow::Error::new(error)),
     }
 }

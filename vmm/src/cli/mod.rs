@@ -2,6 +2,7 @@
 
 mod backend;
 mod balloon;
+mod check;
 mod cmdline;
 mod completions;
 mod console;
@@ -29,32 +30,30 @@ mod serve;
 mod size;
 mod switch;
 mod translation;
+mod usage;
 mod vsock;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::error::{ContextKind, ContextValue};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::api::Server;
-use crate::check;
 use crate::config::VmConfig;
 use crate::control::{self, Exit};
 use crate::ctl::show;
 use crate::explain::exit_codes;
-use crate::install::{Lock, apply, plain_path, plan, removal, remove};
 use crate::machine::BuildError;
-use crate::overhead::MeasureError;
 use crate::trace::{Begin, Phase, Trace};
 
 use serve::Failure;
+use usage::{command_of, is_help, misplaced, one_line, refuse, usage};
 
 pub use crate::config::RunOptions;
+pub use check::CheckArgs;
 pub(crate) use console::parse_console;
 pub use ctl::{CtlArgs, CtlCommand};
 pub use explain::ExplainArgs;
@@ -164,17 +163,6 @@ pub enum Command {
     },
 }
 
-/// The options of `husk check`.
-#[derive(Args, Clone, Copy, Debug)]
-pub struct CheckArgs {
-    /// Print JSON
-    #[arg(long, conflicts_with = "nfd")]
-    pub json: bool,
-    /// Print features for Kubernetes' node feature discovery if the host can run pods, else nothing
-    #[arg(long)]
-    pub nfd: bool,
-}
-
 /// What husk answers to the shell; [`exit_codes`] in types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -221,15 +209,15 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
     match Cli::try_parse_from(&args) {
         Ok(Cli { command, serve: args }) => match command {
             Some(Command::Run(args)) => run(*args, begin),
-            Some(Command::Check(args)) => check(args),
-            Some(Command::Ctl(args)) => ctl(args),
+            Some(Command::Check(args)) => check::check(args),
+            Some(Command::Ctl(args)) => ctl::ctl(args),
             Some(Command::Ps(args)) => answer(&crate::fleet::ps(args.patience.timeout, args.json), Code::Success),
-            Some(Command::Top(args)) => top(args),
-            Some(Command::Gather(args)) => gather(args),
+            Some(Command::Top(args)) => fleet::top(args),
+            Some(Command::Gather(args)) => gather::gather(args),
             Some(Command::Fs(args)) => fs(*args),
-            Some(Command::Install(args)) => install(args),
-            Some(Command::Overhead(args)) => overhead(args),
-            Some(Command::Uninstall(args)) => uninstall(&args),
+            Some(Command::Install(args)) => install::install(args),
+            Some(Command::Overhead(args)) => overhead::overhead(args),
+            Some(Command::Uninstall(args)) => install::uninstall(&args),
             Some(Command::Explain(args)) => explain::explain(&args),
             Some(Command::Completions { shell }) => answer(&completions::script(shell), Code::Success),
             None => serve(&args),
@@ -345,72 +333,6 @@ fn fail(of: Option<&str>, failure: Failure) -> Code {
     }
 }
 
-fn check(args: CheckArgs) -> Code {
-    let report = check::check(Path::new("/"));
-    let text = match args {
-        CheckArgs { json: true, .. } => report.to_json(),
-        CheckArgs { nfd: true, .. } => report.to_nfd(),
-        _ => report.to_table(),
-    };
-    answer(
-        &text,
-        if report.is_eligible() {
-            Code::Success
-        } else {
-            Code::Failure
-        },
-    )
-}
-
-fn ctl(args: CtlArgs) -> Code {
-    if let CtlCommand::Events { past: false } = args.command {
-        return events(&args.socket, args.timeout.unwrap_or(crate::ctl::PATIENCE), args.json);
-    }
-    let request = args.command.into();
-    let patience = args.timeout.unwrap_or_else(|| crate::ctl::patience(&request));
-    let asked = crate::ctl::ask(&args.socket, &request, patience, args.json);
-    match asked {
-        Ok(text) => answer(&text, Code::Success),
-        Err(error) => refuse(Some("ctl"), error.is_usage(), &anyhow::Error::new(error)),
-    }
-}
-
-/// Prints events as they come; JSON is an object a line.
-fn events(socket: &Path, patience: Duration, as_json: bool) -> Code {
-    let mut printed = Code::Success;
-    let followed = crate::ctl::events::follow(socket, patience, false, |event| {
-        let line = if as_json {
-            format!("{}\n", event.line)
-        } else {
-            crate::ctl::events::row(&event.value)
-        };
-        printed = answer(&line, Code::Success);
-        printed == Code::Success
-    });
-    match followed {
-        Ok(()) => printed,
-        Err(error) => refuse(Some("ctl"), false, &anyhow::Error::new(error)),
-    }
-}
-
-fn top(args: TopArgs) -> Code {
-    match crate::fleet::top::top(args.interval, args.patience.timeout) {
-        Ok(()) => Code::Success,
-        Err(error) => refuse(Some("top"), false, &error.into()),
-    }
-}
-
-fn gather(args: GatherArgs) -> Code {
-    let limit = args.timeout;
-    let Some((target, output)) = args.into_parts() else {
-        return usage(Some("gather"), "a husk and an output are needed");
-    };
-    match crate::gather::gather(&target, &output, limit) {
-        Ok(summary) => answer(&format!("{summary}\n"), Code::Success),
-        Err(error) => refuse(Some("gather"), false, &anyhow::Error::new(error)),
-    }
-}
-
 fn fs(args: FileServerArgs) -> Code {
     if args.print_capabilities {
         return answer(file_server::CAPABILITIES, Code::Success);
@@ -430,64 +352,6 @@ fn fs(args: FileServerArgs) -> Code {
     }
 }
 
-fn install(args: InstallArgs) -> Code {
-    let (dry_run, prefix, root) = (args.dry_run, args.prefix.clone(), args.root.clone());
-    let done = match args.status {
-        true => plain_path("--prefix", &prefix)
-            .and_then(|prefix| crate::install::status(&root, &prefix, &own_program()))
-            .map(|status| (status.to_table(), status.is_ok())),
-        false => args.into_request().and_then(|request| {
-            let _lock = (!dry_run).then(|| Lock::take(&root)).transpose()?;
-            let plan = plan(&request.settle()?)?;
-            let text = plan.describe();
-            if dry_run {
-                return Ok((text, true));
-            }
-            // Before anything is changed, for whoever watches.
-            say(text.trim_end());
-            apply(&plan).map(|()| (String::new(), true))
-        }),
-    };
-    match done {
-        Ok((text, held)) => answer(&text, if held { Code::Success } else { Code::Failure }),
-        Err(error) => refuse(Some("install"), error.is_usage(), &anyhow::Error::new(error)),
-    }
-}
-
-fn overhead(args: OverheadArgs) -> Code {
-    let is_json = args.json;
-    match crate::overhead::measure(&args.into_options()) {
-        Ok(measured) if is_json => {
-            let mut text = serde_json::to_string(&measured.overhead()).expect("text and numbers are always JSON");
-            text.push('\n');
-            answer(&text, Code::Success)
-        }
-        Ok(measured) => answer(&measured.to_table(), Code::Success),
-        Err(error) => {
-            let is_interrupted = matches!(error, MeasureError::Interrupted);
-            let is_usage = matches!(error, MeasureError::NoShim);
-            let code = refuse(Some("overhead"), is_usage, &anyhow::Error::new(error));
-            if is_interrupted { Code::Interrupted } else { code }
-        }
-    }
-}
-
-fn uninstall(args: &UninstallArgs) -> Code {
-    let done = plain_path("--prefix", &args.prefix).and_then(|prefix| {
-        let _lock = (!args.dry_run).then(|| Lock::take(&args.root)).transpose()?;
-        let found = removal(&args.root, &prefix)?;
-        if !args.dry_run {
-            remove(&found)?;
-        }
-        Ok((found.describe(), found.dangling.is_empty()))
-    });
-    match done {
-        Ok((text, true)) => answer(&text, Code::Success),
-        Ok((text, false)) => answer(&text, Code::Failure),
-        Err(error) => refuse(Some("uninstall"), error.is_usage(), &anyhow::Error::new(error)),
-    }
-}
-
 /// Prints what was asked for. `code`, unless it did not get through.
 fn answer(text: &str, code: Code) -> Code {
     let mut stdout = io::stdout().lock();
@@ -500,119 +364,15 @@ fn answer(text: &str, code: Code) -> Code {
     }
 }
 
-/// Says why not, in one line whatever a file or another process has put into it.
-fn refuse(of: Option<&str>, is_usage: bool, error: &anyhow::Error) -> Code {
-    let line = show::plain(&format!("{error:#}"));
-    if is_usage {
-        return usage(of, &line);
-    }
-    say(&format!("error: {line}"));
-    Code::Failure
-}
-
-/// Says what is wrong with the options of a command, or of husk itself, and where the right ones are.
-fn usage(of: Option<&str>, message: &str) -> Code {
-    let of = of.map(|command| format!("{command} ")).unwrap_or_default();
-    let message = show::plain(message);
-    say(&format!("error: {message} (see husk {of}--help)"));
-    Code::Usage
-}
-
-/// The command that `args` ask for, as its help is asked for: `run`, `ctl SOCKET resize`. `None` if they ask husk to serve, or for nothing
-/// that there is.
-fn command_of(args: &[OsString]) -> Option<String> {
-    let mut root = Cli::command();
-    // Each command has the options then that it shares with those above it.
-    root.build();
-    let (mut command, mut before, mut path) = (&root, before_commands(&root), Vec::new());
-    let mut words = args.iter().skip(1).map(|word| word.to_string_lossy());
-    while let Some(word) = words.next() {
-        if word.starts_with('-') {
-            if path.is_empty() {
-                break;
-            }
-            if takes_next(command, &word) {
-                words.next();
-            }
-        } else if !before.is_empty() {
-            path.push(before.remove(0));
-        } else if let Some(inner) = command
-            .find_subcommand(&*word)
-            .filter(|inner| inner.get_name() != "help")
-        {
-            (command, before) = (inner, before_commands(inner));
-            path.push(inner.get_name().to_owned());
-        } else {
-            break;
-        }
-    }
-    (!path.is_empty()).then(|| path.join(" "))
-}
-
-/// What stands between a command and those of its own, as its help calls it.
-fn before_commands(command: &clap::Command) -> Vec<String> {
-    let values = command.get_positionals().filter(|_| command.has_subcommands());
-    let names = values.map(|value| value.get_value_names().and_then(<[_]>::first));
-    names.flatten().map(ToString::to_string).collect()
-}
-
-/// Whether the value of the option `word` is the word that follows.
-fn takes_next(command: &clap::Command, word: &str) -> bool {
-    let name = word.strip_prefix("--").filter(|name| !name.contains('='));
-    let option = name.and_then(|name| command.get_arguments().find(|option| option.get_long() == Some(name)));
-    option.is_some_and(|option| option.get_action().takes_values())
-}
-
-/// What is wrong when a negative size, or an option of husk itself, stands behind a command; clap takes the one for an option, and would
-/// suggest one that looks like the other.
-fn misplaced(of: Option<&str>, error: &clap::Error) -> Option<String> {
-    let of = of?;
-    let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else {
-        return None;
-    };
-    if option
-        .strip_prefix('-')
-        .is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
-    {
-        return Some(format!(
-            "'{option}…' is no option: sizes and numbers are whole, and not negative"
-        ));
-    }
-    let name = option.strip_prefix("--")?.split('=').next()?;
-    let root = Cli::command();
-    let known = root.get_arguments().any(|argument| argument.get_long() == Some(name));
-    known.then(|| {
-        format!("--{name} is no option of husk {of}: it belongs to husk without a command, which serves the API")
-    })
-}
-
 /// One line on standard error, if anybody reads it.
 fn say(line: &str) {
     crate::log::tell(&format!("{line}\n"));
 }
 
-fn is_help(error: &clap::Error) -> bool {
-    use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
-    matches!(
-        error.kind(),
-        DisplayHelp | DisplayHelpOnMissingArgumentOrSubcommand | DisplayVersion
-    )
-}
-
-/// clap's message without its usage and pointers: what is wrong, what is allowed, what may have been meant.
-fn one_line(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    let lines = text
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.starts_with("Usage:"));
-    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
-    let text = lines.collect::<Vec<_>>().join("; ").replace(":; ", ": ");
-    text.strip_prefix("error: ").unwrap_or(&text).to_string()
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
@@ -679,116 +439,12 @@ mod tests {
     }
 
     #[test]
-    fn every_command_is_known_by_its_name() {
-        for command in Cli::command().get_subcommands() {
-            let args = words(&format!("husk {}", command.get_name()));
-            assert_eq!(command_of(&args).as_deref(), Some(command.get_name()));
-        }
-        for (line, path) in [
-            ("husk ctl", "ctl"),
-            ("husk ctl /s", "ctl SOCKET"),
-            ("husk ctl --json --timeout 3 /s resize --vcpus two", "ctl SOCKET resize"),
-            (
-                "husk ctl --timeout=3 resize container --json add x",
-                "ctl SOCKET container add",
-            ),
-            ("husk ctl /s nothing", "ctl SOCKET"),
-            ("husk run --cmdline run", "run"),
-        ] {
-            assert_eq!(command_of(&words(line)).as_deref(), Some(path), "{line}");
-        }
-        assert_eq!(command_of(&words("husk nothing")), None);
-        assert_eq!(command_of(&words("husk --api-socket run")), None);
-        assert_eq!(command_of(&words("husk")), None);
-    }
-
-    #[test]
-    fn an_option_of_husk_itself_is_told_from_one_that_is_misspelt() {
-        let told = |line: &str| {
-            let args = words(line);
-            let error = Cli::try_parse_from(args.clone()).err()?;
-            misplaced(command_of(&args).as_deref(), &error)
-        };
-        for line in ["husk run --event-monitor /s", "husk run --event-monitor=/s"] {
-            let message = told(line).unwrap();
-            assert!(
-                message.starts_with("--event-monitor is no option of husk run: "),
-                "{message}"
-            );
-        }
-        assert!(told("husk check --log-file /l").is_some());
-        for line in [
-            "husk run --memory -1M",
-            "husk run --cpus -2x",
-            "husk ctl /s resize --memory -1M",
-        ] {
-            let message = told(line).unwrap();
-            assert!(
-                message.ends_with("is no option: sizes and numbers are whole, and not negative"),
-                "{message}"
-            );
-        }
-        assert_eq!(told("husk run --kernal /k"), None);
-        assert_eq!(told("husk --api-sock /s"), None);
-    }
-
-    #[test]
     fn every_way_to_end_has_its_code_and_its_line_of_help() {
         let codes = [Exit::PowerOff, Exit::Reset, Exit::Panic, Exit::Interrupted].map(|exit| Code::from(exit) as u8);
         assert_eq!(codes, [0, 3, 4, 5]);
         for code in 0..=5 {
             assert!(exit_codes().contains(&format!("\n  {code}  ")), "{code}");
         }
-    }
-
-    /// Every command without commands of its own, by the words that lead to it.
-    fn leaves(command: &clap::Command, words: &[String]) -> Vec<(clap::Command, Vec<String>)> {
-        if !command.has_subcommands() {
-            return vec![(command.clone(), words.to_vec())];
-        }
-        let values = before_commands(command);
-        let inner = command.get_subcommands().filter(|inner| inner.get_name() != "help");
-        let led = inner.map(|inner| {
-            let words = [words, values.as_slice(), &[inner.get_name().to_owned()]].concat();
-            leaves(inner, &words)
-        });
-        led.flatten().collect()
-    }
-
-    #[test]
-    fn an_error_names_the_help_that_has_what_is_wrong() {
-        let mut root = Cli::command();
-        root.build();
-        let leaves = leaves(&root, &["husk".into()]);
-        assert!(leaves.len() > 30, "{}", leaves.len());
-        for (leaf, words) in leaves {
-            let wrong: Vec<OsString> = words.iter().chain(&["--wrong".to_owned()]).map(Into::into).collect();
-            let path = command_of(&wrong).unwrap();
-            let help = format!("husk {path} --help");
-            let shown = Cli::try_parse_from(help.split(' ')).unwrap_err();
-            assert_eq!(shown.kind(), clap::error::ErrorKind::DisplayHelp, "{help}");
-            let shown = shown.to_string();
-            let usage = shown.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap();
-            assert!(usage.starts_with(&synopsis(&path)), "{help}: {usage}");
-            for argument in leaf.get_arguments().filter(|argument| !argument.is_hide_set()) {
-                let name = match (argument.get_long(), argument.get_short()) {
-                    (Some(long), _) => format!("--{long}"),
-                    (None, Some(short)) => format!("-{short}"),
-                    (None, None) => argument.get_value_names().map(|names| names[0].to_string()).unwrap(),
-                };
-                assert!(shown.contains(&name), "{help} has no {name}: {shown}");
-            }
-        }
-    }
-
-    /// What a usage line begins with: the words of `path`, of which those in capitals stand for others.
-    fn synopsis(path: &str) -> String {
-        let is_value = |word: &str| word.bytes().all(|byte| byte.is_ascii_uppercase());
-        let words = path.split(' ').map(|word| match is_value(word) {
-            true => format!("<{word}>"),
-            false => word.to_owned(),
-        });
-        format!("husk {}", words.collect::<Vec<_>>().join(" "))
     }
 
     #[test]

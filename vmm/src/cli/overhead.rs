@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::size::parse_size;
-use crate::overhead::Options;
+use super::{Code, answer, refuse};
+use crate::overhead::{MeasureError, Options};
 
 /// The options of `husk overhead`.
 #[derive(Args, Clone, Debug)]
@@ -54,6 +55,24 @@ impl OverheadArgs {
             rest: seconds(self.rest),
             patience: seconds(self.patience),
             shim_mib: self.shim,
+        }
+    }
+}
+
+pub(super) fn overhead(args: OverheadArgs) -> Code {
+    let is_json = args.json;
+    match crate::overhead::measure(&args.into_options()) {
+        Ok(measured) if is_json => {
+            let mut text = serde_json::to_string(&measured.overhead()).expect("text and numbers are always JSON");
+            text.push('\n');
+            answer(&text, Code::Success)
+        }
+        Ok(measured) => answer(&measured.to_table(), Code::Success),
+        Err(error) => {
+            let is_interrupted = matches!(error, MeasureError::Interrupted);
+            let is_usage = matches!(error, MeasureError::NoShim);
+            let code = refuse(Some("overhead"), is_usage, &anyhow::Error::new(error));
+            if is_interrupted { Code::Interrupted } else { code }
         }
     }
 }
