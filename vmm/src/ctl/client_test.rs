@@ -1,5 +1,7 @@
 use std::os::unix::net::UnixListener;
+use std::thread;
 
+use husk_virtio::unix;
 use serde_json::json;
 
 use super::super::testing::{PATIENCE, Reply, Server};

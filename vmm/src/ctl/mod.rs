@@ -4,9 +4,13 @@
 //! waited for ([`resize`]), events are followed ([`events`]), and a container's comes from its `config.json` ([`containers`]).
 
 pub mod client;
+mod client_error;
 mod container_list;
 pub mod containers;
+pub mod dial;
 pub mod events;
+pub mod lines;
+mod request_in_flight;
 pub mod resize;
 pub mod show;
 pub mod status;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt::socket_peercred;
 
-use crate::ctl::client::dial;
+use crate::ctl::dial::dial;
 use crate::fleet::{HuskProcess, process};
 
 /// Where processes are.
