@@ -4,13 +4,14 @@
 //! with nothing but a new handler takes `runc`, and whatever else was set for CRI, away. For it the drop-in is a copy of the section as it is, with the
 //! handlers added, and the manifest remembers what it was copied from.
 
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
-use toml_edit::{Array, DocumentMut, Item, Table, value};
+use toml_edit::Item;
 
 use super::common::is_own;
-use super::content::{Content, is_public};
+use super::containerd_drop_in::{plugin_of, text};
+use super::containerd_files::{Config, has_star, loaded, matches, stands_for};
+use super::content::Content;
 use super::desired::DesiredFiles;
 use super::kata::{Handler, one_line};
 use super::manifest::Manifest;
@@ -24,19 +25,6 @@ pub(super) const CONFIGURATION: &str = "/etc/containerd/config.toml";
 pub(super) const FOLDER: &str = "/etc/containerd/conf.d";
 /// Packages of Debian and of Docker that bring it.
 pub(crate) const PACKAGES: [&str; 2] = ["containerd", "containerd.io"];
-/// CRI in configuration version 2, and its part that has the runtimes in version 3.
-const PLUGINS: [(i64, &str); 2] = [(2, "io.containerd.grpc.v1.cri"), (3, "io.containerd.cri.v1.runtime")];
-
-/// Stands at the end of the first line of a drop-in that begins with a copied section.
-const COPY: &str = ", and the section of CRI as it was: containerd before 2.0 takes all of it from here";
-
-/// Whether `text` is that of a drop-in of husk's with a copied section.
-pub(super) fn is_copy(text: &str) -> bool {
-    text.lines()
-        .next()
-        .is_some_and(|first| first.starts_with("# husk ") && first.contains(COPY))
-}
-
 /// What CRI is called where plugins are turned off: in configurations of version 1, 2 and 3.
 const CRI: [&str; 4] = [
     "cri",
@@ -44,56 +32,6 @@ const CRI: [&str; 4] = [
     "io.containerd.cri.v1.runtime",
     "io.containerd.cri.v1.images",
 ];
-
-/// A file of containerd's configuration.
-struct Config {
-    path: PathBuf,
-    text: String,
-    document: DocumentMut,
-    /// Whether everybody may read it.
-    is_public: bool,
-}
-
-impl Config {
-    /// Reads `path` of the installed system; `None` if there is no such file.
-    fn read(options: &Options, path: &Path) -> Result<Option<Self>, InstallError> {
-        let place = options.behind(path);
-        if !place.exists() {
-            return Ok(None);
-        }
-        let text = std::fs::read_to_string(&place).map_err(|error| InstallError::io("read", &place, error))?;
-        let is_public = is_public(&options.root, &place);
-        let document = text.parse().map_err(|error| InstallError::Foreign {
-            path: place,
-            problem: one_line(&error),
-        })?;
-        Ok(Some(Self {
-            path: path.to_owned(),
-            text,
-            document,
-            is_public,
-        }))
-    }
-
-    fn version(&self) -> i64 {
-        self.document.get("version").and_then(Item::as_integer).unwrap_or(1)
-    }
-
-    fn section(&self, plugin: &str) -> Option<&Item> {
-        self.document.get("plugins")?.get(plugin)
-    }
-
-    /// What it imports: absolute paths, possibly with `*` in them. containerd 1 looks for a relative pattern in its working directory, wherever
-    /// that is.
-    fn imports(&self, is_first: bool) -> Vec<PathBuf> {
-        let imports = self.document.get("imports").and_then(Item::as_array);
-        let named = imports.into_iter().flatten().filter_map(|import| import.as_str());
-        let is_known = |import: &&str| !is_first || import.starts_with('/') || !import.contains('*');
-        let folder = self.path.parent().unwrap_or(&self.path);
-        let named = named.filter(is_known);
-        named.map(|import| folder.join(import).components().collect()).collect()
-    }
-}
 
 /// What a drop-in has to be, beside a configuration.
 struct DropInLocation {
@@ -237,11 +175,6 @@ fn drop_in(options: &Options) -> String {
     format!("90-{}.toml", options.class)
 }
 
-fn plugin_of(version: i64) -> &'static str {
-    let [(_, old), (split, new)] = PLUGINS;
-    if version < split { old } else { new }
-}
-
 fn foreign(options: &Options, path: &Path, problem: impl Into<String>) -> InstallError {
     InstallError::Foreign {
         path: options.at(path),
@@ -344,153 +277,6 @@ fn beginning(options: &Options, main: &Config, own: &Path) -> Result<Option<Conf
         last = Some(config);
     }
     Ok(last)
-}
-
-/// What containerd reads after `main`, containerd 1 in this order (`LoadConfig` in its `config.go`): what each file imports goes to the end of a
-/// queue, and of what is there twice the first counts. `None` stands for husk's drop-in `own`, whether it is there yet or not.
-fn loaded(options: &Options, main: &Config, own: &Path, is_first: bool) -> Result<Vec<Option<Config>>, InstallError> {
-    let resolve = |config: &Config| -> Vec<PathBuf> {
-        let imports = config.imports(is_first);
-        imports
-            .iter()
-            .flat_map(|import| stands_for(options, import, own))
-            .collect()
-    };
-    let (mut seen, mut found) = (vec![main.path.clone()], Vec::new());
-    let mut pending = VecDeque::from(resolve(main));
-    while let Some(path) = pending.pop_front() {
-        if seen.contains(&path) {
-            continue;
-        }
-        if path == own {
-            found.push(None);
-        } else if let Some(config) = Config::read(options, &path)? {
-            pending.extend(resolve(&config));
-            found.push(Some(config));
-        }
-        seen.push(path);
-    }
-    Ok(found)
-}
-
-/// The files that `import` stands for, as if `own` were there: with a `*` in it what there is, folder by folder, in the order of names.
-fn stands_for(options: &Options, import: &Path, own: &Path) -> Vec<PathBuf> {
-    if !has_star(import) {
-        return vec![import.to_owned()];
-    }
-    let mut found = vec![PathBuf::from("/")];
-    for part in import.components().skip(1) {
-        let below = |folder: PathBuf| {
-            let entries = std::fs::read_dir(options.behind(&folder))
-                .into_iter()
-                .flatten()
-                .flatten();
-            let mut paths: Vec<_> = entries.map(|entry| folder.join(entry.file_name())).collect();
-            if let Some(name) = own.strip_prefix(&folder).ok().and_then(|rest| rest.iter().next()) {
-                paths.push(folder.join(name));
-            }
-            let pattern = folder.join(part);
-            paths.retain(|path| matches(&pattern, path));
-            paths.sort();
-            paths.dedup();
-            paths
-        };
-        found = found.into_iter().flat_map(below).collect();
-    }
-    found
-}
-
-fn has_star(path: &Path) -> bool {
-    path.as_os_str().to_string_lossy().contains('*')
-}
-
-/// Whether `pattern`, which may have `*` in its last part, stands for `path`.
-fn matches(pattern: &Path, path: &Path) -> bool {
-    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-    let (Some(pattern_name), Some(name)) = (name(pattern), name(path)) else {
-        return false;
-    };
-    let mut parts = pattern_name.split('*');
-    let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
-        return false;
-    };
-    let parts: Vec<_> = parts.collect();
-    let Some((last, middle)) = parts.split_last() else {
-        return pattern.parent() == path.parent() && rest.is_empty();
-    };
-    for part in middle {
-        let Some(found) = rest.find(part) else {
-            return false;
-        };
-        rest = rest.get(found + part.len()..).unwrap_or_default();
-    }
-    pattern.parent() == path.parent() && rest.ends_with(last)
-}
-
-/// The drop-in.
-fn text(options: &Options, handlers: &[Handler], version: i64, section: Option<Item>) -> String {
-    let plugin = plugin_of(version);
-    let why = match section {
-        Some(_) => COPY,
-        None => "",
-    };
-    let implicit = || {
-        let mut table = Table::new();
-        table.set_implicit(true);
-        table
-    };
-    let below = |table: &mut Table, name: &str| {
-        if !table.get(name).is_some_and(Item::is_table) {
-            // An inline table, or nothing.
-            let found = table.remove(name).and_then(|item| item.into_table().ok());
-            table.insert(name, Item::Table(found.unwrap_or_else(implicit)));
-        }
-    };
-    let mut section = section.and_then(|item| item.into_table().ok()).unwrap_or_else(implicit);
-    below(&mut section, "containerd");
-    if let Some(containerd) = section.get_mut("containerd").and_then(Item::as_table_mut) {
-        below(containerd, "runtimes");
-        if let Some(runtimes) = containerd.get_mut("runtimes").and_then(Item::as_table_mut) {
-            for handler in handlers {
-                runtimes.insert(&handler.name, Item::Table(runtime(options, handler)));
-            }
-        }
-    }
-    let mut plugins = implicit();
-    plugins.insert(plugin, Item::Table(section));
-    let mut document = DocumentMut::new();
-    document.insert("version", value(version));
-    document.insert("plugins", Item::Table(plugins));
-    forget_places(document.as_table_mut());
-    format!(
-        "# husk {}: Kata's shims with husk{why}.\n{document}",
-        env!("CARGO_PKG_VERSION")
-    )
-}
-
-/// Tables that come from another document remember where they stood there, and would be written in that order among the new ones.
-fn forget_places(table: &mut Table) {
-    table.set_position(None);
-    for (_, item) in table.iter_mut() {
-        if let Some(below) = item.as_table_mut() {
-            forget_places(below);
-        }
-    }
-}
-
-fn runtime(options: &Options, handler: &Handler) -> Table {
-    let mut table = Table::new();
-    table.insert("runtime_type", value(format!("io.containerd.{}.v2", handler.name)));
-    table.insert("runtime_path", value(handler.program.display().to_string()));
-    table.insert("privileged_without_host_devices", value(true));
-    table.insert("pod_annotations", value(Array::from_iter(["io.katacontainers.*"])));
-    let mut extra = Table::new();
-    extra.insert(
-        "ConfigPath",
-        value(handler.configuration(options).display().to_string()),
-    );
-    table.insert("options", Item::Table(extra));
-    table
 }
 
 #[cfg(test)]

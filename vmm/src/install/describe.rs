@@ -5,7 +5,7 @@ use std::path::Path;
 
 use similar::TextDiff;
 
-use super::containerd;
+use super::containerd_drop_in;
 use super::content::Content;
 use super::plan::{Change, Plan};
 use super::remove::Removal;
@@ -86,7 +86,7 @@ fn difference(change: &Change) -> Option<String> {
     let (old, new) = match &change.excerpt {
         _ if old == new || change.after.is_none() => return None,
         Some(excerpt) => ("", excerpt.as_str()),
-        None if containerd::is_copy(old) => ("", new),
+        None if containerd_drop_in::is_copy(old) => ("", new),
         None => (old, new),
     };
     let path = change.path.display().to_string();

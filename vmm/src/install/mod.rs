@@ -15,6 +15,8 @@
 mod apply;
 mod common;
 mod containerd;
+mod containerd_drop_in;
+mod containerd_files;
 mod content;
 mod crio;
 mod describe;
