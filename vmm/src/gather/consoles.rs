@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::parts::{FILE_BYTES, log_file};
+use super::parts::FILE_BYTES;
+use super::process_parts::log_file;
 use super::written::{Written, called, outputs};
 use crate::cli::parse_console;
 use crate::config::{ConsoleConfig, ConsoleMode, MAX_KEEP};

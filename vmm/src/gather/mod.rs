@@ -3,7 +3,9 @@
 //! | file | its one reason |
 //! |---|---|
 //! | `subject.rs` | whom it is about |
-//! | `parts.rs` | what of one husk, and of its host, is looked at |
+//! | `parts.rs` | what of the host, and by a husk's own word, is looked at |
+//! | `process_parts.rs` | what of its process is looked at, and its log |
+//! | `kernel_log.rs` | what the kernel's log has of interest |
 //! | `consoles.rs` | the end of what its guest printed into files |
 //! | `written.rs` | files that a process writes to, read through its own descriptors |
 //! | `threads.rs` | where the threads of a process are |
@@ -16,8 +18,10 @@
 
 mod bundle;
 mod consoles;
+mod kernel_log;
 mod mask;
 mod parts;
+mod process_parts;
 mod subject;
 mod threads;
 mod written;
@@ -136,7 +140,7 @@ fn of_one(subject: &Subject, limit: Duration) -> Vec<Entry> {
         (None, _) => not_asked(parts::said(Path::new(""), limit), NO_API),
     });
     entries.extend(carry_out(folder, vec![parts::console(subject, answers, limit)], limit));
-    entries.extend(carry_out(folder, parts::of_process(subject), limit));
+    entries.extend(carry_out(folder, process_parts::of_process(subject), limit));
     entries
 }
 
