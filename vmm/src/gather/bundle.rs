@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tar::{Builder, Header};
 use zstd::Encoder;
 
-use super::Output;
+use super::{Output, mask};
 use crate::log::date_and_time;
 use crate::procfs;
 
@@ -159,10 +159,12 @@ fn index(entries: &[Entry]) -> String {
     let mut text = format!(
         "Gathered by husk {} at {}.\n\n\
          There is no guest memory, no environment and no content of files in it, but for the ends of husk's log and of the guest's\n\
-         console where those are files. What looks like a secret is ***: values of names with password, secret, token, credential,\n\
-         auth, private, cookie or key in them, names and passwords in addresses and behind -u, and keys in PEM.\n\n",
+         console where those are files. What looks like a secret is ***: values of names with one of these in them,\n\
+         {},\n\
+         names and passwords in addresses and behind -u, and keys in PEM.\n\n",
         env!("CARGO_PKG_VERSION"),
-        date_and_time(now())
+        date_and_time(now()),
+        mask::names("")
     );
     let width = entries.iter().map(|entry| entry.path.len()).max().unwrap_or(0);
     for entry in entries {

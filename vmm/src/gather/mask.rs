@@ -1,18 +1,31 @@
-//! What looks like a secret: the value of a name that has `password`, `secret`, `token`, `credential`, `auth`, `private`, `cookie` or `key` in it,
-//! what stands between `://` and `@`, what follows `-u` and has a colon, and keys in PEM. Too much is masked rather than too little: in a text,
-//! which is no JSON as a whole, a field of JSON may stand anywhere, and may be in a string itself, its quotation marks escaped.
+//! What looks like a secret: the value of a name that has one of [`NAMES`] in it, what stands between `://` and `@`, what follows `-u` and has a
+//! colon, and keys in PEM. Too much is masked rather than too little: in a text, which is no JSON as a whole, a field of JSON may stand anywhere,
+//! and may be in a string itself, its quotation marks escaped.
+//!
+//! A guest writes its console: the time that this takes is linear in the length of a text, whatever is in it.
 
 use std::sync::LazyLock;
 
-use regex_lite::{Captures, Regex};
+use regex::{Captures, Regex};
 use serde_json::Value;
 
 /// What stands in place of a secret.
 const MASK: &str = "***";
-/// Names that a secret has.
-const NAMES: &str = "passw|passphrase|passwd|pwd|pw|secret|token|credential|auth|private|cookie|key";
-/// Those of them whose numbers are secrets too: `key_count` and `private_kib` are figures.
-const NUMBERED: &str = "passw|passphrase|passwd|pwd|secret|token|credential";
+/// What names of secrets have in them, and whether numbers under such a name are secrets too: `key_count` and `private_kib` are figures. The
+/// index of a bundle and `docs/operate.md` have it from here.
+const NAMES: [(&str, bool); 11] = [
+    ("passw", true),
+    ("passphrase", true),
+    ("pwd", true),
+    ("pw", false),
+    ("secret", true),
+    ("token", true),
+    ("credential", true),
+    ("auth", false),
+    ("private", false),
+    ("cookie", false),
+    ("key", false),
+];
 /// What the kernel says of pages (proc(5)), with the name of a secret.
 const PAGES: [&str; 3] = ["Private_Clean", "Private_Dirty", "Private_Hugetlb"];
 
@@ -67,29 +80,45 @@ struct Patterns {
     pem: Regex,
 }
 
+/// Patterns are about ASCII: `[[:word:]]` and `[[:space:]]` are the classes that need no tables of Unicode, and only names fold case.
 static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| {
     let expression = |pattern: &str| Regex::new(pattern).expect("every pattern here is one");
+    let any_of = |is_meant: fn(&(&str, bool)) -> bool| {
+        let names = NAMES.iter().filter(|name| is_meant(name));
+        let names: Vec<&str> = names.map(|(name, _)| *name).collect();
+        format!("(?i-u:{})", names.join("|"))
+    };
+    let names = any_of(|_| true);
     Patterns {
-        names: expression(&format!("(?i)(?:{NAMES})")),
-        numbered: expression(&format!("(?i)(?:{NUMBERED})")),
-        assignments: expression(&format!(r#"(?i)[\w.\-]*(?:{NAMES})[\w.\-]*[ \t]*=[ \t]*"#)),
+        names: expression(&names),
+        numbered: expression(&any_of(|(_, is_numbered)| *is_numbered)),
+        assignments: expression(&format!(r"[[:word:].\-]*{names}[[:word:].\-]*[ \t]*=[ \t]*")),
         fields: expression(&format!(
-            r#"(?i)("[^"\\]*(?:{NAMES})[^"\\]*"\s*:\s*)("(?:[^"\\]|\\.)*"?|\{{[^}}]*\}}?|\[[^\]]*\]?|[^\s"\\,}}\]]+)"#
+            r#"("[^"\\]*{names}[^"\\]*"[[:space:]]*:[[:space:]]*)("(?:[^"\\]|\\.)*"?|\{{[^}}]*\}}?|\[[^\]]*\]?|[^[:space:]"\\,}}\]]+)"#
         )),
         escaped_fields: expression(&format!(
-            r#"(?i)(\\"[^"\\]*(?:{NAMES})[^"\\]*\\"\s*:\s*)(\\"(?:\\{{3}}"|\\{{4}}|\\{{0,2}}[^"\\])*\\?"?|\{{[^}}]*\}}?|\[[^\]]*\]?|[^\s"\\,}}\]]+)"#
+            r#"(\\"[^"\\]*{names}[^"\\]*\\"[[:space:]]*:[[:space:]]*)(\\"(?:\\{{3}}"|\\{{4}}|\\{{0,2}}[^"\\])*\\?"?|\{{[^}}]*\}}?|\[[^\]]*\]?|[^[:space:]"\\,}}\]]+)"#
         )),
         headers: expression(&format!(
-            r#"(?i)([\w.\-]*(?:{NAMES})[\w.\-]*):[ \t]+(\\?"[^"]*"?|'[^'\n]*'?|[^\s"'][^\n]*)"#
+            r#"([[:word:].\-]*{names}[[:word:].\-]*):[ \t]+(\\?"[^"]*"?|'[^'\n]*'?|[^[:space:]"'][^\n]*)"#
         )),
         options: expression(&format!(
-            r"(?i)(--[\w\-]*(?:{NAMES})[\w\-]*[ \n\x00]+)(-?[^\s\-\x00][^\s\x00]*)"
+            r"(--[[:word:]\-]*{names}[[:word:]\-]*[ \n\x00]+)(-?[^[:space:]\-\x00][^[:space:]\x00]*)"
         )),
-        users: expression(r"(?m)((?:^|[\s\x00])-u[ \t\n\x00]*)[^\s\x00:]+:[^\s\x00]+"),
-        addresses: expression(r#"(://)[^\s"'<>\x00]*(@)"#),
+        users: expression(r"(?m)((?:^|[[:space:]\x00])-u[ \t\n\x00]*)[^[:space:]\x00:]+:[^[:space:]\x00]+"),
+        addresses: expression(r#"(://)[^[:space:]"'<>\x00]*(@)"#),
         pem: expression("(?s)-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|$)"),
     }
 });
+
+/// [`NAMES`] as a sentence has them, each between `quote`s.
+pub(super) fn names(quote: &str) -> String {
+    let names: Vec<String> = NAMES.iter().map(|(name, _)| format!("{quote}{name}{quote}")).collect();
+    match names.split_last() {
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
+    }
+}
 
 /// `text` without secrets.
 fn text(text: &str) -> String {
@@ -126,12 +155,14 @@ fn group<'t>(found: &Captures<'t>, number: usize) -> &'t str {
 /// `text` without the values of `name=value`.
 fn without_assigned(text: &str) -> String {
     let (mut masked, mut done) = (String::with_capacity(text.len()), 0);
+    let mut around = OpenString::default();
     for found in PATTERNS.assignments.find_iter(text) {
         // A name within the value of another.
         if found.start() < done {
             continue;
         }
-        let end = found.end() + value_end(&text[..found.start()], &text[found.end()..]);
+        around.advance(text, found.start());
+        let end = found.end() + value_end(&around, &text[found.end()..]);
         masked.push_str(&text[done..found.end()]);
         if end > found.end() {
             masked.push_str(MASK);
@@ -151,51 +182,87 @@ enum Quote {
     Escaped,
 }
 
-/// How many bytes of `value` belong to a secret whose name follows `before`: up to white space outside quotation marks, or to the mark that
-/// closes the string in which the name stands too. Where such a string begins with the name, all of it is the secret.
-fn value_end(before: &str, value: &str) -> usize {
-    let line = before.rsplit('\n').next().unwrap_or_default();
-    let around = quotes(line).fold(None, |open: Option<(usize, Quote)>, (at, quote)| match open {
-        Some((_, opened)) if opened == quote => None,
-        // An apostrophe in a string, or an escaped mark in one, is no end of it; a string in a string of JSON is one of its own.
-        Some((_, Quote::Double)) if quote == Quote::Escaped => Some((at, quote)),
-        Some(open) => Some(open),
-        None => Some((at, quote)),
-    });
-    let starts_with_name = around.is_some_and(|(at, quote)| at + quote.len() == line.len());
-    let first_line = value.split('\n').next().unwrap_or_default();
-    let mut marks = quotes(first_line).peekable();
-    let mut inside: Option<Quote> = None;
-    for (at, found) in first_line.char_indices() {
-        if let Some((_, quote)) = marks.next_if(|(mark, _)| *mark == at) {
+/// The string, if any, that is open at a place in a text. Each line begins without one. A text is gone through once.
+#[derive(Default)]
+struct OpenString {
+    /// The place: so many bytes into the text.
+    at: usize,
+    /// Where the mark that opens it is, and which it is.
+    open: Option<(usize, Quote)>,
+    /// Whether a backslash stands before the place that is none itself.
+    escaped: bool,
+}
+
+impl OpenString {
+    /// Goes on to the place `to` in `text`.
+    fn advance(&mut self, text: &str, to: usize) {
+        let rest = &text.as_bytes()[self.at..to];
+        for (number, byte) in rest.iter().enumerate() {
+            let next = rest.get(number + 1).copied();
+            if *byte == b'\n' {
+                (self.open, self.escaped) = (None, false);
+            } else if let Some(quote) = mark(*byte, next, &mut self.escaped) {
+                self.open = match self.open {
+                    Some((_, opened)) if opened == quote => None,
+                    // An apostrophe in a string, or an escaped mark in one, is no end of it; a string in a string of JSON is one of its own.
+                    Some((_, Quote::Double)) if quote == Quote::Escaped => Some((self.at + number, quote)),
+                    Some(open) => Some(open),
+                    None => Some((self.at + number, quote)),
+                };
+            }
+        }
+        self.at = to;
+    }
+
+    /// Whether it begins at the place.
+    fn begins_here(&self) -> bool {
+        self.open.is_some_and(|(at, quote)| at + quote.len() == self.at)
+    }
+}
+
+/// How many bytes of `value` belong to a secret whose name stands where `around` is open: up to white space outside quotation marks, or to the
+/// mark that closes the string in which the name stands too. Where such a string begins with the name, all of it is the secret.
+fn value_end(around: &OpenString, value: &str) -> usize {
+    let bytes = value.as_bytes();
+    let (mut inside, mut escaped): (Option<Quote>, bool) = (None, false);
+    for (at, found) in value.char_indices() {
+        if found == '\n' {
+            return at;
+        }
+        let byte = bytes.get(at).copied().unwrap_or_default();
+        if let Some(quote) = mark(byte, bytes.get(at + 1).copied(), &mut escaped) {
             match inside {
                 Some(opened) if opened == quote => inside = None,
                 Some(_) => {}
                 // A value that has marks of its own begins with them, also in a string.
-                None if at == 0 && marks.clone().any(|(_, other)| other == quote) => inside = Some(quote),
-                None if around.is_some_and(|(_, outer)| outer == quote) => return at,
+                None if at == 0 && quotes(value).skip(1).any(|other| other == quote) => inside = Some(quote),
+                None if around.open.is_some_and(|(_, outer)| outer == quote) => return at,
                 None => inside = Some(quote),
             }
-        } else if (found.is_whitespace() || found == '\0') && inside.is_none() && !starts_with_name {
+        } else if (found.is_whitespace() || found == '\0') && inside.is_none() && !around.begins_here() {
             return at;
         }
     }
-    first_line.len()
+    value.len()
 }
 
-/// The quotation marks of `line`, and where they are.
-fn quotes(line: &str) -> impl Iterator<Item = (usize, Quote)> + Clone {
+/// The quotation marks of the first line of `text`.
+fn quotes(text: &str) -> impl Iterator<Item = Quote> {
     let mut escaped = false;
-    line.char_indices().filter_map(move |(at, found)| {
-        let was_escaped = escaped;
-        escaped = found == '\\' && !escaped;
-        match (found, was_escaped) {
-            ('"', true) => Some((at - 1, Quote::Escaped)),
-            ('"', false) => Some((at, Quote::Double)),
-            ('\'', false) => Some((at, Quote::Single)),
-            _ => None,
-        }
-    })
+    let line = text.bytes().take_while(|byte| *byte != b'\n').enumerate();
+    line.filter_map(move |(at, byte)| mark(byte, text.as_bytes().get(at + 1).copied(), &mut escaped))
+}
+
+/// The quotation mark that begins with `byte`, behind which `next` comes. `escaped` is whether a backslash that is none itself stands before it.
+fn mark(byte: u8, next: Option<u8>, escaped: &mut bool) -> Option<Quote> {
+    let was_escaped = *escaped;
+    *escaped = byte == b'\\' && !was_escaped;
+    match (byte, was_escaped) {
+        (b'\\', false) if next == Some(b'"') => Some(Quote::Escaped),
+        (b'"', false) => Some(Quote::Double),
+        (b'\'', false) => Some(Quote::Single),
+        _ => None,
+    }
 }
 
 impl Quote {
@@ -317,6 +384,33 @@ mod tests {
                 "credentials": {"users": ["***", {"name": "***", "uid": 7}]},
             })
         );
+    }
+
+    #[test]
+    fn the_manual_names_what_is_masked() {
+        let manual = include_str!("../../../docs/operate.md");
+        let sentence = format!("whose name has {} in it", names("`"));
+        assert!(manual.contains(&sentence), "{sentence}");
+    }
+
+    #[test]
+    fn a_string_is_known_wherever_a_line_is_looked_at() {
+        let line = "it's\nx='token=a' y=\"key=b\" z=\\\"pwd=c\\\" ".repeat(3);
+        let mut around = OpenString::default();
+        let found = PATTERNS.assignments.find_iter(&line);
+        let open = found.map(|found| {
+            around.advance(&line, found.start());
+            around.begins_here()
+        });
+        assert_eq!(open.collect::<Vec<_>>(), [true; 9]);
+    }
+
+    /// A guest whose console is one long line of names holds up nobody: if each name were looked at together with the line before it or behind
+    /// it, this would take minutes.
+    #[test]
+    fn a_line_of_any_length_is_masked_as_its_parts_are() {
+        let one = "token=abcdef \"pwd\": 1 http://a@b -u a:b x='key=1' ";
+        assert!(text(&one.repeat(5000)) == text(one).repeat(5000));
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //!
 //! Guest memory, environments and contents of files are never read, but for the ends of husk's log and of the guest's
 //! console where those are files, and for what husk says of indices and flags of virtqueues. Each part has a thread and
-//! a time limit of its own: a husk that hangs costs the parts that it would have to say.
+//! a time limit of its own, in which it is read and masked: a husk that hangs costs the parts that it would have to say.
 
 mod bundle;
 mod consoles;
@@ -147,15 +147,15 @@ fn of_one(subject: &Subject, limit: Duration) -> Vec<Entry> {
 /// Why a husk without a socket is asked nothing.
 const NO_API: &str = "it serves no API";
 
-/// Has each part read by a thread of its own, and goes on without it when it takes longer than `limit`.
+/// Has each part read and masked by a thread of its own, and goes on without it when that takes longer than `limit`.
 fn carry_out(folder: &str, parts: Vec<Part>, limit: Duration) -> Vec<Entry> {
     let entries = parts.into_iter().map(|part| {
         let begun = Instant::now();
         let (sender, receiver) = mpsc::channel();
-        let read = part.read;
+        let (read, path) = (part.read, part.path.clone());
         let started = thread::Builder::new().spawn(move || {
             // Nobody waits for it any more.
-            let _ = sender.send(read());
+            let _ = sender.send(read().map(|content| mask::content(&path, &content)));
         });
         let content = match started {
             Err(error) => Err(format!("no thread to read it: {error}")),
@@ -168,7 +168,7 @@ fn carry_out(folder: &str, parts: Vec<Part>, limit: Duration) -> Vec<Entry> {
             path: format!("{folder}/{}", part.path),
             about: part.about,
             took: begun.elapsed(),
-            content: content.map(|content| mask::content(&part.path, &content)),
+            content,
         }
     });
     entries.collect()
