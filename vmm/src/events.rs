@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use husk_devices::lock;
+use serde::Serialize;
 use serde_json::Value;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -72,6 +73,16 @@ struct Subscribers {
 /// One who reads events: those that were kept, then `listening`, then what happens. Dropped, nothing is kept for it any more.
 #[derive(Clone, Debug)]
 pub struct Reader(Arc<Mutex<Backlog>>);
+
+/// What has happened, as far as it is kept: the answer to `vm.past-events`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PastEvents {
+    version: u32,
+    /// How many are not kept any more.
+    forgotten: u64,
+    /// The oldest first.
+    events: Vec<Value>,
+}
 
 impl Events {
     /// Events are for readers alone.
@@ -132,6 +143,21 @@ impl Events {
     /// One reader more; `None` when there are [`MAX_READERS`] already, or events go nowhere.
     pub fn subscribe(&self) -> Option<Reader> {
         lock(&self.shared.as_ref()?.subscribers).subscribe()
+    }
+
+    /// What has happened, as far as it is kept. Takes no reader's place.
+    pub fn past(&self) -> PastEvents {
+        let mut past = PastEvents {
+            version: VERSION,
+            forgotten: 0,
+            events: Vec::new(),
+        };
+        if let Some(shared) = &self.shared {
+            let subscribers = lock(&shared.subscribers);
+            past.forgotten = subscribers.forgotten;
+            past.events = subscribers.kept.iter().map(Record::value).collect();
+        }
+        past
     }
 
     /// From now on a thread, confined as `seccomp` says, writes to the monitor if that is a regular file: nobody else

@@ -12,6 +12,7 @@ use super::passed::PassedFd;
 use super::response::Response;
 use crate::config::fields::{self, Shape, Unknown};
 use crate::config::json as body;
+use crate::events::Events;
 use crate::log;
 use crate::metrics;
 
@@ -43,6 +44,8 @@ impl Routed {
 #[derive(Clone, Copy)]
 enum Endpoint {
     Info,
+    /// The events that are kept.
+    PastEvents,
     /// What is answered at once, from the body alone.
     AtOnce(Method, fn(&[u8]) -> Result<Response, ApiError>),
     /// A command without a body.
@@ -65,6 +68,7 @@ const ENDPOINTS: &[(&str, Endpoint)] = &[
     ("vmm.shutdown", Plain(Method::Put, || Command::ShutdownVmm)),
     ("vm.info", Endpoint::Info),
     ("vm.events", Plain(Method::Get, || Command::Events)),
+    ("vm.past-events", Endpoint::PastEvents),
     ("vm.counters", Plain(Method::Get, || Command::Counters)),
     ("vm.queues", Plain(Method::Get, || Command::Queues)),
     ("vm.containers", Plain(Method::Get, || Command::Containers)),
@@ -99,8 +103,8 @@ const ENDPOINTS: &[(&str, Endpoint)] = &[
 ];
 
 /// The command or the answer to `message`, which came with `fds`. What is not used of them is closed.
-pub(super) fn route(message: &Message, fds: Vec<PassedFd>, info: &Info) -> Routed {
-    match find(message, fds, info) {
+pub(super) fn route(message: &Message, fds: Vec<PassedFd>, info: &Info, events: &Events) -> Routed {
+    match find(message, fds, info, events) {
         Ok(routed) => routed,
         Err(error) => Routed::Answer(refusal(&message.path, &error)),
     }
@@ -171,13 +175,13 @@ fn name(path: &str) -> Option<&str> {
     }
 }
 
-fn find(message: &Message, fds: Vec<PassedFd>, info: &Info) -> Result<Routed, ApiError> {
+fn find(message: &Message, fds: Vec<PassedFd>, info: &Info, events: &Events) -> Result<Routed, ApiError> {
     let name = name(&message.path);
     let Some((name, endpoint)) = name.and_then(|name| Some((name, endpoint(name)?))) else {
         return Err(ApiError::new(Kind::NotFound, format!("no such path: {}", message.path)));
     };
     let expected = match endpoint {
-        Endpoint::Info => Method::Get,
+        Endpoint::Info | Endpoint::PastEvents => Method::Get,
         Plain(method, _) | AtOnce(method, _) => method,
         Full(_) | Endpoint::Add(_) => Method::Put,
         Missing => return Err(missing(name)),
@@ -199,6 +203,7 @@ fn find(message: &Message, fds: Vec<PassedFd>, info: &Info) -> Result<Routed, Ap
             Some(info) => Ok(Routed::Answer(Response::json(200, info.as_ref()))),
             None => Err(ApiError::new(Kind::NotFound, "there is no VM: vm.create one first")),
         },
+        Endpoint::PastEvents => Ok(Routed::Answer(Response::json(200, &events.past()))),
         Plain(_, command) => Ok(Routed::Command(command())),
         Full(command) => command(&message.body, fds)
             .map(Routed::Command)

@@ -11,7 +11,7 @@ fn routed(method: Method, path: &str, body: &str) -> Routed {
         close: false,
         end: 0,
     };
-    route(&message, Vec::new(), &Info::new())
+    route(&message, Vec::new(), &Info::new(), &Events::default())
 }
 
 fn command(name: &str, body: &str) -> Command {
@@ -138,7 +138,9 @@ fn whatever_can_be_asked_for_has_a_head_and_what_is_asked_for_otherwise_is_told_
     for (name, endpoint) in ENDPOINTS {
         let path = format!("/api/v1/{name}");
         let (allowed, is_asked_for) = match endpoint {
-            Endpoint::Info | AtOnce(Method::Get, _) | Plain(Method::Get, _) => ("GET, HEAD", true),
+            Endpoint::Info | Endpoint::PastEvents | AtOnce(Method::Get, _) | Plain(Method::Get, _) => {
+                ("GET, HEAD", true)
+            }
             AtOnce(..) | Plain(..) | Full(_) | Endpoint::Add(_) => ("PUT", false),
             Missing => continue,
         };
@@ -204,7 +206,9 @@ fn the_description_of_the_api_has_these_paths_and_no_others() {
     let mut served: Vec<_> = names
         .chain(added.iter().map(String::as_str))
         .map(|name| match endpoint(name).unwrap() {
-            Endpoint::Info | AtOnce(Method::Get, _) | Plain(Method::Get, _) => (name, Some("get")),
+            Endpoint::Info | Endpoint::PastEvents | AtOnce(Method::Get, _) | Plain(Method::Get, _) => {
+                (name, Some("get"))
+            }
             _ => (name, Some("put")),
         })
         .collect();

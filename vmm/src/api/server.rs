@@ -404,7 +404,7 @@ impl EventLoop {
         while let Some((message, fds)) = connection.next() {
             let routed = match connection.rights() {
                 Rights::Metrics if !is_metrics(&message) => Routed::Answer(forbidden(&message)),
-                _ => route(&message, fds, &self.info),
+                _ => route(&message, fds, &self.info, &self.events),
             };
             if routed.is_understood() {
                 tell_unknown(&self.events, &message);

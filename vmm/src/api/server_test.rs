@@ -13,6 +13,7 @@ use super::super::passed::PassedFd;
 use super::super::queue::Request;
 use super::*;
 use crate::config::VmConfig;
+use crate::events::MAX_READERS;
 
 const PING: &[u8] = b"GET /api/v1/vmm.ping HTTP/1.1\r\n\r\n";
 const BOOT: &[u8] = b"PUT /api/v1/vm.boot HTTP/1.1\r\n\r\n";
@@ -540,6 +541,32 @@ fn events_go_out_as_they_happen_to_all_who_read_and_end_with_the_server() {
         assert!(last.contains("shutdown"));
         assert!(reader.is_at_end());
     }
+}
+
+/// Nobody but the server's thread has a part in it.
+#[test]
+fn what_has_happened_is_told_at_once_however_many_read() {
+    let events = Events::new();
+    let bench = Bench::with_events(&events);
+    let readers: Vec<_> = (0..MAX_READERS).map(|_| events.subscribe().unwrap()).collect();
+    for _ in 0..65 {
+        events.emit("vm", "paused");
+    }
+    events.emit_with("vm", "device-added", [("id", "é".into())]);
+    let (status, body) = bench.client().ask(b"GET /api/v1/vm.past-events HTTP/1.1\r\n\r\n");
+    let told = body;
+    assert_eq!(
+        (status, &told["version"], &told["forgotten"]),
+        (200, &1.into(), &2.into())
+    );
+    let told = told["events"].as_array().unwrap();
+    assert_eq!(told.len(), 64);
+    assert_eq!(
+        (&told[0]["event"], &told[63]["properties"]["id"]),
+        (&"paused".into(), &"é".into())
+    );
+    assert_eq!(events.subscribe(), None);
+    drop(readers);
 }
 
 #[test]

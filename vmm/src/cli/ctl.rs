@@ -396,7 +396,7 @@ pub(super) fn ctl(args: CtlArgs) -> Code {
 /// Prints events as they come; JSON is an object a line.
 fn events(socket: &Path, patience: Duration, as_json: bool) -> Code {
     let mut printed = Code::Success;
-    let followed = crate::ctl::events::follow(socket, patience, false, |event| {
+    let followed = crate::ctl::events::follow(socket, patience, |event| {
         let line = if as_json {
             format!("{}\n", event.line)
         } else {

@@ -68,7 +68,7 @@ pub enum ClientError {
 fn goes_on(request: &str) -> &'static str {
     match request {
         "vm.info" | "vm.containers" | "vmm.ping" | "vm.counters" | "vm.queues" | "vm.resize-status" | "vmm.metrics"
-        | "vm.events" | "vmm.log-level" => "",
+        | "vm.events" | "vm.past-events" | "vmm.log-level" => "",
         _ => "; husk goes on with it, and husk ctl SOCKET info shows how far it has come",
     }
 }

@@ -10,6 +10,8 @@ use super::show::plain;
 
 /// What is between those that were before and those that come.
 const LISTENING: &str = "listening";
+/// What tells those that were before, and takes no reader's place.
+const PAST: &str = "vm.past-events";
 
 /// One event.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,12 +22,50 @@ pub struct Event {
     pub value: Value,
 }
 
+impl From<Value> for Event {
+    fn from(value: Value) -> Self {
+        let line = value.to_string();
+        Self { line, value }
+    }
+}
+
+/// The events that the husk that serves `socket` has kept. It has `patience` for its answer.
+///
+/// # Errors
+/// A refusal, or no answer.
+pub fn past(socket: &Path, patience: Duration) -> Result<Vec<Event>, ClientError> {
+    match Client::connect(socket, patience)?.get(PAST) {
+        Ok(mut answer) => match answer.get_mut("events").map(Value::take) {
+            Some(Value::Array(events)) => Ok(events.into_iter().map(Event::from).collect()),
+            _ => Err(ClientError::Nonsense {
+                request: PAST.into(),
+                what: "no list of events".into(),
+            }),
+        },
+        // A husk from before there was this, which an upgrade has left running.
+        Err(error) if error.status() == Some(404) => {
+            let mut events = Vec::new();
+            read(socket, patience, true, |event| {
+                events.push(event.clone());
+                true
+            })?;
+            Ok(events)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Calls `show` with each event of the husk that serves `socket`: first those that it has kept, then those that happen, until husk ends or
-/// `show` says false; with `past`, only those that it has kept. The connection, and all that was kept, have `patience`.
+/// `show` says false. The connection, and all that was kept, have `patience`.
 ///
 /// # Errors
 /// A refusal, no answer, or the end of a husk that did not say so.
-pub fn follow(
+pub fn follow(socket: &Path, patience: Duration, show: impl FnMut(&Event) -> bool) -> Result<(), ClientError> {
+    read(socket, patience, false, show)
+}
+
+/// As [`follow`]; with `past`, only those that it has kept.
+fn read(
     socket: &Path,
     patience: Duration,
     past: bool,
@@ -83,7 +123,7 @@ mod tests {
             Reply::Bytes(bytes.into())
         });
         let mut events = Vec::new();
-        let result = follow(&server.socket(), PATIENCE, past, |event| {
+        let result = read(&server.socket(), PATIENCE, past, |event| {
             events.push(event.value["event"].clone());
             true
         });
@@ -105,6 +145,32 @@ mod tests {
         );
         let (events, result) = followed(whole, true);
         assert_eq!((events, result), (vec![json!("booted")], Ok(())));
+    }
+
+    #[test]
+    fn what_is_kept_is_asked_for_and_read_from_the_stream_of_an_older_husk() {
+        let kept = json!([{"event": "booted"}]);
+        let answer = json!({"version": 1, "forgotten": 0, "events": kept.clone()});
+        let server = Server::new(move |request, _| {
+            assert_eq!(request, "GET vm.past-events");
+            Reply::Answer(200, answer.clone())
+        });
+        let read = |server: &Server| {
+            let events = past(&server.socket(), PATIENCE).unwrap();
+            Value::Array(events.into_iter().map(|event| event.value).collect())
+        };
+        assert_eq!(read(&server), kept);
+        let older = Server::new(|request, _| match request {
+            "GET vm.past-events" => Reply::Answer(404, json!(["no such path: /api/v1/vm.past-events"])),
+            _ => {
+                let lines = "{\"event\":\"booted\"}\n{\"event\":\"listening\"}\n";
+                Reply::Bytes(format!("{HEAD}{:x}\r\n{lines}\r\n", lines.len()).into())
+            }
+        });
+        assert_eq!(read(&older), kept);
+        let other = Server::new(|_, _| Reply::Answer(200, json!([])));
+        let error = past(&other.socket(), PATIENCE).unwrap_err();
+        assert_eq!(error.to_string(), "the answer to vm.past-events is no list of events");
     }
 
     #[test]

@@ -234,13 +234,12 @@ fn described(path: &Path) -> Result<Value, CtlError> {
 }
 
 fn past(socket: &Path, patience: Duration, as_json: bool) -> Result<String, CtlError> {
-    let (mut all, mut rows) = (Vec::new(), String::new());
-    events::follow(socket, patience, true, |event| {
-        rows.push_str(&events::row(&event.value));
-        all.push(event.value.clone());
-        true
-    })?;
-    Ok(if as_json { show::json(&Value::Array(all)) } else { rows })
+    let past = events::past(socket, patience)?.into_iter().map(|event| event.value);
+    Ok(if as_json {
+        show::json(&Value::Array(past.collect()))
+    } else {
+        past.map(|event| events::row(&event)).collect()
+    })
 }
 
 /// Nothing more to say.

@@ -38,8 +38,19 @@ struct Properties<'a> {
 impl Record {
     /// The event as a reader gets it, of whom `dropped` events were withheld before.
     pub(super) fn line(&self, dropped: u64) -> Vec<u8> {
+        let mut line = serde_json::to_vec(&self.told(dropped)).expect("names and values have a JSON form");
+        line.push(b'\n');
+        line
+    }
+
+    /// The event as an object of JSON, nothing withheld before it.
+    pub(super) fn value(&self) -> Value {
+        serde_json::to_value(self.told(0)).expect("names and values have a JSON form")
+    }
+
+    fn told(&self, dropped: u64) -> EventLine<'_> {
         let of = &*self.properties;
-        let line = EventLine {
+        EventLine {
             timestamp: Timestamp {
                 secs: self.at.as_secs(),
                 nanos: self.at.subsec_nanos(),
@@ -47,10 +58,7 @@ impl Record {
             source: self.source,
             event: self.event,
             properties: (dropped > 0 || !of.is_empty()).then_some(Properties { of, dropped }),
-        };
-        let mut line = serde_json::to_vec(&line).expect("names and values have a JSON form");
-        line.push(b'\n');
-        line
+        }
     }
 }
 

@@ -147,13 +147,9 @@ pub(super) fn said(socket: &Path, limit: Duration) -> Vec<Part> {
         "api/events.jsonl",
         "the last events, as far as it has kept them",
         move || {
-            let mut lines = String::new();
-            let followed = events::follow(&at, limit, true, |event| {
-                lines.push_str(&event.line);
-                lines.push('\n');
-                true
-            });
-            followed.map(|()| lines.into_bytes()).map_err(|e| told(&e))
+            let past = events::past(&at, limit).map_err(|e| told(&e))?;
+            let lines: String = past.into_iter().map(|event| event.line + "\n").collect();
+            Ok(lines.into_bytes())
         },
     ));
     parts
