@@ -1,7 +1,7 @@
 //! What texts of `/proc` say (proc(5)), for everybody who reads them.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufRead, Read};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
@@ -29,6 +29,19 @@ pub(crate) fn numbers(folder: &Path) -> io::Result<Vec<u32>> {
         .collect();
     numbers.sort_unstable();
     Ok(numbers)
+}
+
+/// The first `limit` bytes of `path`, and whether there are more: what a process shows of itself in `/proc` is as long as it likes.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn beginning(path: &Path, limit: usize) -> io::Result<(Vec<u8>, bool)> {
+    let mut bytes = Vec::new();
+    let more = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    File::open(path)?.take(more).read_to_end(&mut bytes)?;
+    let is_cut = bytes.len() > limit;
+    bytes.truncate(limit);
+    Ok((bytes, is_cut))
 }
 
 /// Makes `path` the name of `file`, which has none yet (`O_TMPFILE`).
@@ -71,20 +84,28 @@ pub(crate) struct BesideGuest {
 }
 
 /// The sum of `items`, such as `Private_Dirty:`, of all mappings in a text like `/proc/PID/smaps` that are no guest memory.
-pub(crate) fn beside_guest(smaps: &str, items: &[&str]) -> BesideGuest {
+///
+/// # Errors
+/// It cannot be read to its end.
+pub(crate) fn beside_guest(mut smaps: impl BufRead, items: &[&str]) -> io::Result<BesideGuest> {
     let (mut found, mut is_guests) = (BesideGuest::default(), false);
-    for line in smaps.lines() {
+    // One line at a time: there may be as many mappings as `vm.max_map_count` says, and a name may be no UTF-8.
+    let mut bytes = Vec::new();
+    while smaps.read_until(b'\n', &mut bytes)? > 0 {
+        let line = String::from_utf8_lossy(&bytes);
         let mut words = line.split_ascii_whitespace();
         if !words.next().unwrap_or_default().ends_with(':') {
             // A mapping's first line: addresses, permissions, offset, device, inode, name.
             let name = words.nth(4).unwrap_or_default();
             is_guests = GUEST_MEMORY.iter().any(|guest| name.starts_with(guest));
             found.has_guest |= is_guests;
-        } else if !is_guests && let Some(bytes) = items.iter().find_map(|item| meminfo_bytes(line, item)) {
+        } else if !is_guests && let Some(bytes) = items.iter().find_map(|item| meminfo_bytes(&line, item)) {
             found.bytes = found.bytes.saturating_add(bytes);
         }
+        drop(line);
+        bytes.clear();
     }
-    found
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::limited::look_at_all;
 use crate::log::Tag;
 use crate::procfs;
 use crate::procfs::meminfo_bytes;
@@ -14,6 +16,10 @@ use crate::procfs::meminfo_bytes;
 const TICKS: u64 = 100;
 /// The names under which Kata starts its hypervisor, and husk's own.
 const NAMES: [&str; 2] = ["husk", "cloud-hypervisor"];
+/// The most that is read of what a process was started with.
+const ARGUMENTS_BYTES: usize = 1 << 20;
+/// The most that is read of the sockets of its network namespace, some 100 bytes each.
+const SOCKETS_BYTES: usize = 16 << 20;
 
 /// A husk that serves a VM, or will.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +30,10 @@ pub struct HuskProcess {
     pub own_pid: u32,
     /// Where it serves the API, if it does.
     pub socket: Option<PathBuf>,
-    /// What it was started with.
+    /// What it was started with, as far as `known` says.
     pub arguments: Vec<String>,
+    /// How much of that is known.
+    pub known: KnownArguments,
     /// How long it has run.
     pub uptime: Duration,
     /// `S`, `R`, `T` and so on.
@@ -36,36 +44,81 @@ pub struct HuskProcess {
     pub folder: PathBuf,
 }
 
-/// Every husk with a VM that this user may look into, by the number of its process. `proc` is `/proc`.
-pub fn all(proc: &Path) -> Vec<HuskProcess> {
+/// How much is known of what a process was started with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KnownArguments {
+    /// All of it.
+    All,
+    /// What is in the first MiB, words that are whole: no shell passes as much to husk, but a process can make the kernel show more.
+    Beginning,
+    /// Nothing: the kernel did not say in time.
+    None,
+}
+
+/// Every husk with a VM that this user may look into, by the number of its process; one of which the kernel does not say within `limit` what it
+/// was started with, too. `proc` is `/proc`.
+pub fn all(proc: &Path, limit: Duration) -> Vec<HuskProcess> {
     let pids = procfs::numbers(proc).unwrap_or_default();
-    pids.into_iter()
-        .filter_map(|pid| HuskProcess::find(proc, pid))
-        .collect()
+    let husks = pids.into_iter().filter(|pid| runs_husk(proc, *pid)).collect();
+    look_into(proc, husks, limit)
+}
+
+/// Those of the processes `pids` that have a VM, or may have one.
+fn look_into(proc: &Path, pids: Vec<u32>, limit: Duration) -> Vec<HuskProcess> {
+    let cmdline = |pid: &u32| (*pid, proc.join(pid.to_string()).join("cmdline"));
+    let items = pids.iter().map(cmdline).collect();
+    let read = look_at_all("arguments", items, limit, |path| arguments(&path).ok());
+    let husks = pids.into_iter().zip(read).filter_map(|(pid, read)| {
+        let (arguments, known) = match read {
+            Some(read) => read.filter(|(arguments, _)| has_a_vm(arguments))?,
+            None => (Vec::new(), KnownArguments::None),
+        };
+        HuskProcess::with(proc, pid, arguments, known)
+    });
+    husks.collect()
+}
+
+/// The words of a file like `/proc/PID/cmdline`.
+fn arguments(path: &Path) -> io::Result<(Vec<String>, KnownArguments)> {
+    let (bytes, is_cut) = procfs::beginning(path, ARGUMENTS_BYTES)?;
+    let mut words: Vec<&[u8]> = bytes.split(|byte| *byte == 0).collect();
+    if is_cut {
+        words.pop();
+    }
+    let words = words.into_iter().filter(|word| !word.is_empty());
+    let arguments = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    let known = if is_cut {
+        KnownArguments::Beginning
+    } else {
+        KnownArguments::All
+    };
+    Ok((arguments, known))
+}
+
+/// Whether the program of process `pid` is called as husk is. Only who may look into a process is told.
+fn runs_husk(proc: &Path, pid: u32) -> bool {
+    let program = fs::read_link(proc.join(pid.to_string()).join("exe"));
+    let name = program
+        .ok()
+        .and_then(|program| Some(program.file_name()?.to_str()?.to_owned()));
+    name.is_some_and(|name| is_name(name.trim_end_matches(" (deleted)")))
 }
 
 impl HuskProcess {
-    /// The husk whose process is `pid`; `None` if it is none with a VM, or not for this user to look into.
-    pub fn find(proc: &Path, pid: u32) -> Option<Self> {
-        let folder = proc.join(pid.to_string());
-        // Only who may look into a process is told what it runs.
-        let program = fs::read_link(folder.join("exe")).ok()?;
-        let name = program.file_name()?.to_str()?;
-        is_name(name.trim_end_matches(" (deleted)")).then(|| Self::called_anything(proc, pid))?
+    /// The husk whose process is `pid`; `None` if it is none with a VM, or not for this user to look into. The kernel has `limit` to say what it
+    /// was started with.
+    pub fn find(proc: &Path, pid: u32, limit: Duration) -> Option<Self> {
+        runs_husk(proc, pid).then(|| Self::called_anything(proc, pid, limit))?
     }
 
     /// As [`find`](Self::find), for a process that the user has named: its program's file may be called anything.
-    pub fn called_anything(proc: &Path, pid: u32) -> Option<Self> {
+    pub fn called_anything(proc: &Path, pid: u32, limit: Duration) -> Option<Self> {
+        look_into(proc, vec![pid], limit).pop()
+    }
+
+    /// Process `pid`, which was started with `arguments`, as far as they are `known`.
+    fn with(proc: &Path, pid: u32, arguments: Vec<String>, known: KnownArguments) -> Option<Self> {
         let folder = proc.join(pid.to_string());
-        let arguments = fs::read(folder.join("cmdline")).ok()?;
-        let arguments: Vec<String> = arguments
-            .split(|byte| *byte == 0)
-            .filter(|word| !word.is_empty())
-            .map(|word| String::from_utf8_lossy(word).into_owned())
-            .collect();
-        if !has_a_vm(&arguments) {
-            return None;
-        }
         let stat = fs::read_to_string(folder.join("stat")).ok()?;
         let fields = procfs::stat_fields(&stat);
         let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
@@ -81,6 +134,7 @@ impl HuskProcess {
             own_pid: own_pid.unwrap_or(pid),
             socket: socket(&folder, &arguments),
             arguments,
+            known,
             uptime: Duration::try_from_secs_f64(now).ok()?.saturating_sub(started),
             state: fields.first()?.chars().next()?,
             processor_time: ticks(number(11)?.saturating_add(number(12)?)),
@@ -99,6 +153,14 @@ impl HuskProcess {
         let chosen = self.option("--log-tag").and_then(|tag| tag.parse().ok());
         let tag: Option<Tag> = chosen.or_else(|| Tag::of_socket(self.socket.as_deref()?));
         tag.map_or_else(|| "-".to_owned(), |tag| tag.as_str().to_owned())
+    }
+
+    /// What it is called that it does not answer.
+    pub fn silence(&self) -> &'static str {
+        match self.state {
+            'T' | 't' => "stopped",
+            _ => "no answer",
+        }
     }
 
     /// Bytes of the item `name` of its status, such as `RssAnon:`.
@@ -139,6 +201,7 @@ impl HuskProcess {
             own_pid: std::process::id(),
             socket: None,
             arguments: Vec::new(),
+            known: KnownArguments::All,
             uptime: Duration::ZERO,
             state: 'S',
             processor_time: Duration::ZERO,
@@ -185,7 +248,7 @@ fn socket(folder: &Path, arguments: &[String]) -> Option<PathBuf> {
     if let Some(fd) = place.strip_prefix("fd=") {
         let link = fs::read_link(folder.join("fd").join(fd)).ok()?;
         let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned();
-        let sockets = fs::read(folder.join("net/unix")).ok()?;
+        let (sockets, _) = procfs::beginning(&folder.join("net/unix"), SOCKETS_BYTES).ok()?;
         // Num RefCount Protocol Flags Type St Inode Path
         return sockets.split(|byte| *byte == b'\n').find_map(|line| {
             let line = String::from_utf8_lossy(line).into_owned();
@@ -212,7 +275,58 @@ fn whole_path(folder: &Path, path: &Path) -> PathBuf {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use rustix::fs::{CWD, FileType, Mode};
+
     use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    /// Nobody writes into a FIFO: whoever reads from it waits, as for a process whose memory is locked.
+    #[test]
+    fn a_process_that_cannot_be_looked_into_is_shown_and_keeps_nobody_waiting() {
+        let proc = tempfile::tempdir().unwrap();
+        process(proc.path(), 90_001, "/usr/bin/husk", &["husk", "--api-socket", "/s"]);
+        process(proc.path(), 90_002, "/usr/bin/husk", &[]);
+        let cmdline = proc.path().join("90002/cmdline");
+        fs::remove_file(&cmdline).unwrap();
+        rustix::fs::mknodat(CWD, &cmdline, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let found = loop {
+            let found = all(proc.path(), Duration::from_millis(20));
+            // The other is there as soon as the host gives its thread its turn.
+            if found.iter().any(|husk| husk.known == KnownArguments::All) {
+                break found;
+            }
+        };
+        let hanging = found.iter().find(|husk| husk.pid == 90_002).unwrap();
+        assert_eq!((hanging.known, hanging.socket.as_ref()), (KnownArguments::None, None));
+        assert_eq!(hanging.uptime, Duration::from_millis(50_500));
+        drop(fs::File::options().write(true).open(cmdline).unwrap());
+    }
+
+    #[test]
+    fn of_arguments_without_end_the_first_are_read() {
+        let proc = tempfile::tempdir().unwrap();
+        process(
+            proc.path(),
+            90_003,
+            "/usr/bin/husk",
+            &["husk", "--api-socket", "/s", "x"],
+        );
+        let cmdline = proc.path().join("90003/cmdline");
+        let file = fs::File::options().append(true).open(&cmdline).unwrap();
+        file.set_len(1 << 40).unwrap();
+        let found = HuskProcess::find(proc.path(), 90_003, LONG).unwrap();
+        assert_eq!(found.known, KnownArguments::Beginning);
+        assert_eq!(found.arguments, ["husk", "--api-socket", "/s", "x"]);
+        // What stands across the limit is no word.
+        fs::write(
+            &cmdline,
+            format!("husk\0--api-socket\0/s\0{}", "y".repeat(ARGUMENTS_BYTES)),
+        )
+        .unwrap();
+        let found = HuskProcess::find(proc.path(), 90_003, LONG).unwrap();
+        assert_eq!(found.arguments, ["husk", "--api-socket", "/s"]);
+    }
 
     /// A process in a folder like `/proc`.
     fn process(proc: &Path, pid: u32, program: &str, arguments: &[&str]) {
@@ -250,7 +364,7 @@ mod tests {
         process(proc, 20, "/usr/bin/husk-", &vm);
         process(proc, 16, "/usr/bin/husk", &["husk"]);
         fs::create_dir(proc.join("self")).unwrap();
-        let husks = all(proc);
+        let husks = all(proc, LONG);
         let shown: Vec<_> = husks.iter().map(|husk| (husk.pid, husk.pod())).collect();
         assert_eq!(
             shown,
@@ -307,7 +421,7 @@ mod tests {
         let sockets = "Num RefCount Protocol Flags Type St Inode Path\n\
                        0: 2 0 0 1 1 42 /other\n0: 2 0 0 1 1 4242 /run/pod7/api.sock\n";
         fs::write(folder.join("net/unix"), sockets).unwrap();
-        let husk = HuskProcess::find(proc.path(), 5).unwrap();
+        let husk = HuskProcess::find(proc.path(), 5, LONG).unwrap();
         assert_eq!(husk.socket.as_deref(), Some(Path::new("/run/pod7/api.sock")));
         assert_eq!(husk.pod(), "pod7");
     }

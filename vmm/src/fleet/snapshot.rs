@@ -1,12 +1,16 @@
 //! What is known of one husk at one moment: what it says, and what the kernel says of it.
 
-use std::fs;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
-use super::process::HuskProcess;
+use super::process::{HuskProcess, KnownArguments};
 use crate::ctl::client::{Client, ClientError};
 use crate::ctl::status::Status;
 use crate::procfs;
+
+/// The state of a husk of which the kernel does not say what it was started with.
+const UNREADABLE: &str = "unreadable";
 
 /// One husk at one moment: what its API says, and what `/proc` says.
 #[derive(Clone, Debug)]
@@ -39,18 +43,10 @@ pub struct ReportedState {
 }
 
 impl Snapshot {
-    /// Looks at `husk`, which is given `patience` for each of three answers.
-    pub fn take(husk: HuskProcess, patience: Duration) -> Self {
-        let reported = ReportedState::query(&husk, patience);
-        let sum = |names: &[&str]| names.iter().map(|name| husk.status_bytes(name)).sum::<Option<u64>>();
-        let resident = sum(&["RssAnon:", "RssShmem:", "RssFile:"]);
-        let own = if reported.shared {
-            husk.status_bytes("RssAnon:")
-        } else {
-            let maps = fs::read_to_string(husk.folder.join("smaps"));
-            maps.ok().and_then(|maps| own_anonymous(&maps))
-        };
-        let overhead = own.and_then(|own| Some(own.saturating_add(husk.status_bytes("VmPTE:")?)));
+    /// One of `husk`, which has `reported` that of itself.
+    pub(super) fn new(husk: HuskProcess, reported: ReportedState, overhead: Option<u64>) -> Self {
+        let names = ["RssAnon:", "RssShmem:", "RssFile:"];
+        let resident = names.iter().map(|name| husk.status_bytes(name)).sum();
         Self {
             husk,
             reported,
@@ -61,22 +57,31 @@ impl Snapshot {
 }
 
 impl ReportedState {
-    fn query(husk: &HuskProcess, patience: Duration) -> Self {
+    /// Of one that has not said anything in time.
+    pub(super) fn silent(husk: &HuskProcess) -> Self {
+        Self {
+            state: husk.silence().into(),
+            ..Self::default()
+        }
+    }
+
+    /// Asks `husk`, which is given `patience` for each of three answers.
+    pub(super) fn query(husk: &HuskProcess, patience: Duration) -> Self {
         let mut reported = Self::default();
         let Some(socket) = &husk.reachable_socket() else {
+            let why = match husk.known {
+                KnownArguments::None => UNREADABLE,
+                KnownArguments::All | KnownArguments::Beginning => "no API",
+            };
             return Self {
-                state: "no API".into(),
+                state: why.into(),
                 ..reported
             };
         };
         let answered = Client::connect(socket, patience).and_then(|mut client| reported.fill(husk, &mut client));
         if let Err(error) = answered {
             let silent = matches!(error, ClientError::Silent { .. } | ClientError::Busy { .. });
-            let why = match (husk.state, silent) {
-                ('T' | 't', true) => "stopped",
-                (_, true) => "no answer",
-                (_, false) => "unreachable",
-            };
+            let why = if silent { husk.silence() } else { "unreachable" };
             // What the API's thread has said is still so when the VM's owner does not answer.
             let state = std::mem::take(&mut reported.state);
             reported.state = if state.is_empty() {
@@ -118,19 +123,32 @@ impl ReportedState {
 
 /// Anonymous memory that is not the guest's, in bytes, of a text like `/proc/PID/smaps`; `None` where the kernel does not say which is
 /// the guest's.
-fn own_anonymous(maps: &str) -> Option<u64> {
-    let own = procfs::beside_guest(maps, &["Anonymous:"]);
+fn own_anonymous(maps: impl BufRead) -> Option<u64> {
+    let own = procfs::beside_guest(maps, &["Anonymous:"]).ok()?;
     own.has_guest.then_some(own.bytes)
+}
+
+/// What of the memory of `husk` is no guest RAM, in bytes: anonymous memory of its own, and page tables. Where guest RAM is not `shared`, the kernel
+/// walks all its mappings for that, and waits until they can be.
+pub(super) fn overhead(husk: &HuskProcess, shared: bool) -> Option<u64> {
+    let own = if shared {
+        husk.status_bytes("RssAnon:")?
+    } else {
+        own_anonymous(BufReader::new(File::open(husk.folder.join("smaps")).ok()?))?
+    };
+    Some(own.saturating_add(husk.status_bytes("VmPTE:")?))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::net::UnixListener;
     use std::path::{Path, PathBuf};
 
+    use rustix::fs::{CWD, FileType, Mode};
     use serde_json::{Value, json};
 
-    use super::super::process;
+    use super::super::{process, take_snapshots};
     use super::*;
     use crate::ctl::testing::{PATIENCE, Reply, Server};
 
@@ -140,6 +158,39 @@ mod tests {
             socket,
             ..HuskProcess::sample()
         }
+    }
+
+    fn state(husk: HuskProcess, patience: Duration) -> String {
+        ReportedState::query(&husk, patience).state
+    }
+
+    /// Nobody writes into a FIFO: whoever reads from it waits, as for a process whose memory is locked.
+    #[test]
+    fn memory_that_the_kernel_does_not_tell_of_keeps_nobody_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(
+            path("status"),
+            "RssAnon: 1 kB\nRssShmem: 2 kB\nRssFile: 3 kB\nVmPTE: 4 kB\n",
+        )
+        .unwrap();
+        let smaps = path("smaps");
+        rustix::fs::mknodat(CWD, &smaps, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let hanging = HuskProcess {
+            pid: u32::MAX,
+            folder: folder.path().to_owned(),
+            ..husk(None)
+        };
+        let looked_at = |patience| take_snapshots(std::slice::from_ref(&hanging), patience).remove(0);
+        let seen = |snapshot: &Snapshot| (snapshot.resident, snapshot.overhead);
+        assert_eq!(seen(&looked_at(Duration::from_millis(10))), (Some(6 << 10), None));
+        // The thread from before is still there. Another would be waited for.
+        let again = looked_at(Duration::from_secs(3600));
+        assert_eq!(
+            (again.reported.state.as_str(), seen(&again)),
+            ("no API", (Some(6 << 10), None))
+        );
+        drop(File::options().write(true).open(smaps).unwrap());
     }
 
     fn answer(request: &str) -> Reply {
@@ -159,7 +210,7 @@ mod tests {
     #[test]
     fn what_a_husk_says_is_shown_beside_what_the_kernel_says() {
         let server = Server::new(|request, _| answer(request));
-        let snapshot = Snapshot::take(husk(Some(server.socket())), PATIENCE);
+        let snapshot = take_snapshots(&[husk(Some(server.socket()))], PATIENCE).remove(0);
         assert_eq!(snapshot.reported.state, "Running");
         assert_eq!(
             (snapshot.reported.configured, snapshot.reported.plugged),
@@ -176,28 +227,21 @@ mod tests {
         let socket = folder.path().join("s");
         let _listener = UnixListener::bind(&socket).unwrap();
         let brief = Duration::from_millis(50);
-        let state = |husk: HuskProcess| Snapshot::take(husk, brief).reported.state;
-        assert_eq!(state(husk(Some(socket.clone()))), "no answer");
+        assert_eq!(state(husk(Some(socket.clone())), brief), "no answer");
         let stopped = HuskProcess {
             state: 'T',
             ..husk(Some(socket))
         };
-        assert_eq!(state(stopped), "stopped");
-        assert_eq!(state(husk(Some("/nowhere/s".into()))), "unreachable");
-        assert_eq!(state(husk(None)), "no API");
+        assert_eq!(state(stopped, brief), "stopped");
+        assert_eq!(state(husk(Some("/nowhere/s".into())), brief), "unreachable");
+        assert_eq!(state(husk(None), brief), "no API");
         let other = Server::new(|_, _| Reply::Answer(200, json!({"pid": 1})));
-        assert_eq!(
-            Snapshot::take(husk(Some(other.socket())), PATIENCE).reported.state,
-            "unreachable"
-        );
+        assert_eq!(state(husk(Some(other.socket())), PATIENCE), "unreachable");
         let empty = Server::new(|request, _| match request {
             "GET vm.info" => Reply::Answer(404, Value::Null),
             request => answer(request),
         });
-        assert_eq!(
-            Snapshot::take(husk(Some(empty.socket())), PATIENCE).reported.state,
-            "no VM"
-        );
+        assert_eq!(state(husk(Some(empty.socket())), PATIENCE), "no VM");
     }
 
     #[test]
@@ -206,8 +250,9 @@ mod tests {
                     7f1-7f2 rw-s 00000000 00:01 9   /memfd:guest-dimm (deleted)\nAnonymous:    8 kB\n\
                     55a-55b rw-p 00000000 00:00 0   [heap]\nRss:  99 kB\nAnonymous:     20 kB\n\
                     ff0-ff1 rw-p 00000000 00:00 0 \nAnonymous:      4 kB\n";
-        assert_eq!(own_anonymous(maps), Some(24 << 10));
-        assert_eq!(own_anonymous("55a-55b rw-p 0 00:00 0 [heap]\nAnonymous: 20 kB\n"), None);
-        assert!(process::all(Path::new("/nowhere")).is_empty());
+        assert_eq!(own_anonymous(maps.as_bytes()), Some(24 << 10));
+        let others: &[u8] = b"55a-55b rw-p 0 00:00 0 [heap]\nAnonymous: 20 kB\n";
+        assert_eq!(own_anonymous(others), None);
+        assert!(process::all(Path::new("/nowhere"), PATIENCE).is_empty());
     }
 }

@@ -125,7 +125,7 @@ struct Shares {
 
 impl Shares {
     fn refresh(&mut self, patience: Duration) -> String {
-        let husks = process::all(Path::new("/proc"));
+        let husks = process::all(Path::new("/proc"), patience);
         let now = Instant::now();
         self.rows(take_snapshots(&husks, patience), now)
     }

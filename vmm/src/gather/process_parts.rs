@@ -8,6 +8,7 @@ use super::subject::Subject;
 use super::threads::threads;
 use super::written;
 use crate::fleet::HuskProcess;
+use crate::fleet::process::KnownArguments;
 use crate::log::Destination;
 use crate::procfs;
 
@@ -32,8 +33,8 @@ pub(super) fn of_process(subject: &Subject) -> Vec<Part> {
             },
         ),
         part("arguments.txt", "what it was started with", {
-            let arguments = husk.arguments.join("\n");
-            move || Ok((arguments + "\n").into_bytes())
+            let husk = husk.clone();
+            move || arguments(&husk)
         }),
         part("descriptors.txt", "what its descriptors are", {
             let folder = folder.clone();
@@ -62,6 +63,16 @@ pub(super) fn of_process(subject: &Subject) -> Vec<Part> {
         parts.push(part(format!("proc/{name}"), about, move || whole(&file)));
     }
     parts
+}
+
+fn arguments(husk: &HuskProcess) -> Result<Vec<u8>, String> {
+    let mut text = husk.arguments.join("\n") + "\n";
+    match husk.known {
+        KnownArguments::All => {}
+        KnownArguments::Beginning => text.push_str("(and what is behind the first MiB of them)\n"),
+        KnownArguments::None => return Err("the kernel did not say in time".into()),
+    }
+    Ok(text.into_bytes())
 }
 
 fn descriptors(folder: &Path) -> Result<Vec<u8>, String> {

@@ -77,10 +77,10 @@ pub(super) fn subjects(target: &Target, limit: Duration) -> Result<Vec<Subject>,
     let proc = Path::new(PROC);
     let found = match target {
         Target::Process(pid) => {
-            let named = HuskProcess::find(proc, *pid).or_else(|| renamed(proc, *pid));
+            let named = HuskProcess::find(proc, *pid, limit).or_else(|| renamed(proc, *pid, limit));
             vec![named.ok_or(SubjectError::Process(*pid))?]
         }
-        Target::All => process::all(proc),
+        Target::All => process::all(proc, limit),
         Target::Socket(socket) => return by_socket(socket, limit).map(|subject| vec![subject]),
     };
     if found.is_empty() {
@@ -90,8 +90,8 @@ pub(super) fn subjects(target: &Target, limit: Duration) -> Result<Vec<Subject>,
 }
 
 /// The process `pid`, whatever the file of its program is called, if it was started as husk is.
-fn renamed(proc: &Path, pid: u32) -> Option<HuskProcess> {
-    HuskProcess::called_anything(proc, pid).filter(HuskProcess::is_started_as_husk)
+fn renamed(proc: &Path, pid: u32, limit: Duration) -> Option<HuskProcess> {
+    HuskProcess::called_anything(proc, pid, limit).filter(HuskProcess::is_started_as_husk)
 }
 
 fn by_socket(socket: &Path, limit: Duration) -> Result<Subject, SubjectError> {
@@ -100,8 +100,8 @@ fn by_socket(socket: &Path, limit: Duration) -> Result<Subject, SubjectError> {
     // Who called listen(2): husk, or whoever passed it the socket.
     let owner = dialled.as_ref().ok().and_then(|stream| socket_peercred(stream).ok());
     let owner = owner.and_then(|owner| u32::try_from(owner.pid.as_raw_nonzero().get()).ok());
-    let by_owner = owner.and_then(|pid| HuskProcess::find(proc, pid).or_else(|| renamed(proc, pid)));
-    let husk = by_owner.or_else(|| with_socket(proc, socket));
+    let by_owner = owner.and_then(|pid| HuskProcess::find(proc, pid, limit).or_else(|| renamed(proc, pid, limit)));
+    let husk = by_owner.or_else(|| with_socket(proc, socket, limit));
     match (husk, dialled) {
         (Some(husk), _) => Ok(Subject {
             socket: Some(socket.to_owned()),
@@ -123,10 +123,10 @@ fn by_socket(socket: &Path, limit: Duration) -> Result<Subject, SubjectError> {
 }
 
 /// The husk that was started with `socket`, by whatever path that leads to it.
-fn with_socket(proc: &Path, socket: &Path) -> Option<HuskProcess> {
+fn with_socket(proc: &Path, socket: &Path, limit: Duration) -> Option<HuskProcess> {
     let wanted = fs::canonicalize(socket).ok()?;
     let is_it = |socket: PathBuf| fs::canonicalize(socket).is_ok_and(|path| path == wanted);
-    let mut husks = process::all(proc).into_iter();
+    let mut husks = process::all(proc, limit).into_iter();
     husks.find(|husk| husk.socket.clone().is_some_and(is_it))
 }
 

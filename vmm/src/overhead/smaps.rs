@@ -1,7 +1,7 @@
 //! What a process has for itself alone (proc_pid_smaps(5), proc_pid_status(5)).
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
 use crate::procfs;
@@ -25,10 +25,10 @@ pub struct Share {
 ///
 /// It has ended, or may not be looked into.
 pub(super) fn share(pid: u32) -> io::Result<Share> {
-    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let smaps = File::open(format!("/proc/{pid}/smaps"))?;
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     Ok(Share {
-        private_bytes: private(&smaps),
+        private_bytes: private(BufReader::new(smaps))?,
         tables_bytes: meminfo_bytes(&status, "VmPTE:").unwrap_or(0),
     })
 }
@@ -62,8 +62,8 @@ pub(super) fn kvm_tables() -> Option<u64> {
 }
 
 /// Private bytes of every mapping that is not guest RAM.
-fn private(smaps: &str) -> u64 {
-    procfs::beside_guest(smaps, &PRIVATE).bytes
+fn private(smaps: impl BufRead) -> io::Result<u64> {
+    procfs::beside_guest(smaps, &PRIVATE).map(|found| found.bytes)
 }
 
 #[cfg(test)]
@@ -89,8 +89,8 @@ Private_Clean:        0 kB
 7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0                          [stack]
 Private_Dirty:       16 kB
 ";
-        assert_eq!(private(smaps), 128 << 10);
-        assert_eq!(private(""), 0);
+        assert_eq!(private(smaps.as_bytes()).unwrap(), 128 << 10);
+        assert_eq!(private(&b""[..]).unwrap(), 0);
     }
 
     #[test]
