@@ -29,6 +29,7 @@ pub mod overhead;
 pub mod pod;
 mod process;
 mod procfs;
+pub mod regular_file;
 pub mod seccomp;
 pub mod spawner;
 #[cfg(test)]

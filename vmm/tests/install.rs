@@ -340,6 +340,30 @@ fn what_cannot_be_installed_is_one_line() {
             &["--runtime-class", "A"][..],
             2,
             "--runtime-class A: is no name of a handler; allowed: 1 to 60 of",
+/// Nobody writes into a FIFO: whoever opened one would wait.
+#[test]
+fn a_fifo_in_the_place_of_a_file_is_named_and_holds_up_nothing() {
+    for (path, says) in [
+        (
+            "etc/containerd/config.toml",
+            "etc/containerd/config.toml: it is no regular file\n",
+        ),
+        (
+            "opt/kata/share/defaults/kata-containers/configuration-clh.toml",
+            "opt/kata: has neither of Kata's shims",
+        ),
+    ] {
+        let system = system();
+        let place = system.path().join(path);
+        fs::remove_file(&place).unwrap();
+        process::make_fifo(&place);
+        let (code, out, errors) = husk(system.path(), "install", &[]);
+        assert_eq!((code, out.as_str(), errors.lines().count()), (1, "", 1), "{errors}");
+        assert!(errors.contains(says), "{errors}");
+        assert!(!system.path().join("opt/husk").exists());
+    }
+}
+
         ),
         (
             &["--prefix", "opt"],
@@ -358,6 +382,12 @@ fn what_cannot_be_installed_is_one_line() {
         (&["--status"], 1, "husk is not installed below this prefix"),
     ] {
         let (told, out, errors) = husk(root, "install", options);
+        (&["--overhead", "/"], 1, "cannot read /: it is no regular file"),
+        (
+            &["--overhead", "/dev/zero"],
+            1,
+            "cannot read /dev/zero: it is no regular file",
+        ),
         assert_eq!(
             (told, out.as_str(), errors.lines().count()),
             (code, "", 1),

@@ -1,6 +1,5 @@
 //! What a host says of itself in `/proc`, `/sys` and `/dev`.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use husk_virtio::fs::share::landlock_versions;
 use super::{Limits, Node};
 use crate::kvm::probe::{KvmFacts, probe};
 use crate::machine::fips;
+use crate::regular_file;
 
 /// Everything that the rules look at.
 #[derive(Clone, Debug)]
@@ -182,7 +182,7 @@ impl Cpu {
 
 /// The text of a file under `root`, empty when it cannot be read.
 pub(super) fn read(root: &Path, path: &str) -> String {
-    fs::read_to_string(root.join(path)).unwrap_or_default()
+    regular_file::read_text(&root.join(path)).unwrap_or_default()
 }
 
 /// `/sys/module` has a loaded module with its `initstate`, and a built-in one without, if it has parameters; the build's list

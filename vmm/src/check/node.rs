@@ -10,6 +10,7 @@ use crate::install::{
     CONTAINERD_PACKAGES, CRIO_PACKAGES, DISTRIBUTIONS, Shim, behind, distribution, program_version, runtimes,
 };
 use crate::procfs::meminfo_bytes;
+use crate::regular_file;
 
 /// Where Kata is, unless somebody put it elsewhere.
 const KATA: &str = "/opt/kata";
@@ -77,7 +78,7 @@ fn handlers(root: &Path) -> Vec<String> {
         .chain(others)
         .flat_map(|path| files(&behind(root, Path::new(path))))
     {
-        let text = fs::read_to_string(path).unwrap_or_default();
+        let text = regular_file::read_text(&path).unwrap_or_default();
         let Ok(document) = text.parse::<DocumentMut>() else {
             continue;
         };

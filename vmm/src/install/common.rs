@@ -9,6 +9,7 @@ use super::content::Content;
 use super::manifest::Manifest;
 use super::runtimes::runtimes;
 use super::{InstallError, Options, behind, containerd, crio, shared};
+use crate::regular_file;
 
 /// How husk's own drop-ins begin.
 const HEAD: &[u8] = b"# husk ";
@@ -44,7 +45,7 @@ pub(super) fn is_needed(root: &Path, manifest: &Manifest, path: &Path) -> bool {
 pub(super) fn others<'a>(root: &Path, prefix: &Path, folders: impl Iterator<Item = &'a Path>) -> Vec<Manifest> {
     let folders = folders.chain([containerd::FOLDER, crio::FOLDER].map(Path::new));
     let entries = folders.flat_map(|folder| fs::read_dir(behind(root, folder)).into_iter().flatten().flatten());
-    let texts = entries.filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    let texts = entries.filter_map(|entry| regular_file::read_text(&entry.path()).ok());
     let handlers = texts.flat_map(|text| text.parse().map(|document| runtimes(&document)).unwrap_or_default());
     let prefixes: BTreeSet<PathBuf> = handlers
         .filter_map(|handler| prefix_of(&handler.configuration))

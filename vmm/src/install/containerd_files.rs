@@ -8,6 +8,7 @@ use toml_edit::{DocumentMut, Item};
 use super::content::is_public;
 use super::kata::one_line;
 use super::{InstallError, Options};
+use crate::regular_file;
 
 /// A file of containerd's configuration.
 pub(super) struct Config {
@@ -25,7 +26,7 @@ impl Config {
         if !place.exists() {
             return Ok(None);
         }
-        let text = std::fs::read_to_string(&place).map_err(|error| InstallError::io("read", &place, error))?;
+        let text = regular_file::read_text(&place).map_err(|error| InstallError::io("read", &place, error))?;
         let is_public = is_public(&options.root, &place);
         let document = text.parse().map_err(|error| InstallError::Foreign {
             path: place,

@@ -12,6 +12,7 @@ use super::manifest::Manifest;
 use super::runtimes::are_free;
 use super::version::program_path;
 use super::{InstallError, Options};
+use crate::regular_file;
 
 /// What CRI-O reads first.
 const CONFIGURATION: &str = "/etc/crio/crio.conf";
@@ -36,7 +37,7 @@ pub(super) fn configure(
     let mut others = files(options, Path::new(FOLDER));
     others.push(CONFIGURATION.into());
     for other in others.into_iter().filter(|other| *other != path) {
-        let text = std::fs::read_to_string(options.behind(&other)).unwrap_or_default();
+        let text = regular_file::read_text(&options.behind(&other)).unwrap_or_default();
         // CRI-O takes nothing of a file that is no TOML.
         let document = text.parse().unwrap_or_default();
         if !is_own(options, before, &other)? {

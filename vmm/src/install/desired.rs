@@ -8,6 +8,7 @@ use super::distribution::{Distribution, distribution};
 use super::kata::{self, Handler};
 use super::manifest::Manifest;
 use super::{Engine, InstallError, Options, containerd, crio, kubernetes};
+use crate::regular_file;
 
 /// What there shall be.
 #[derive(Debug, Default)]
@@ -108,7 +109,7 @@ fn engine(options: &Options) -> Result<Engine, InstallError> {
 
 /// What is not husk's to change, and may be in the way.
 fn hints(options: &Options, handlers: &[Handler], desired: &mut DesiredFiles) {
-    let read = |path: &str| std::fs::read_to_string(options.behind(path.as_ref())).unwrap_or_default();
+    let read = |path: &str| regular_file::read_text(&options.behind(path.as_ref())).unwrap_or_default();
     let notes = &mut desired.notes;
     let classes = options.shared().join("kubernetes");
     let names: Vec<_> = handlers.iter().map(|handler| handler.name.as_str()).collect();

@@ -11,6 +11,7 @@ use toml_edit::{Array, DocumentMut, Item, Table, value};
 use super::content::{Content, is_public};
 use super::desired::{self, DesiredFiles};
 use super::{InstallError, Options};
+use crate::regular_file;
 
 /// One of Kata's shims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +135,7 @@ pub(super) fn handlers(options: &Options, desired: &mut DesiredFiles) -> Result<
 
 /// Kata's configuration at `path`, and its name for Cloud Hypervisor.
 fn read(path: &Path) -> Result<(String, String), InstallError> {
-    let text = std::fs::read_to_string(path).map_err(|error| InstallError::io("read", path, error))?;
+    let text = regular_file::read_text(path).map_err(|error| InstallError::io("read", path, error))?;
     let refuse = |problem: String| InstallError::Foreign {
         path: path.to_owned(),
         problem,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::content::{Content, Fingerprint, drafts};
 use super::request::Choices;
 use super::{InstallError, beneath, shared};
+use crate::regular_file::{self, TEXT_BYTES};
 
 /// The version of the file's form.
 const FORM: u32 = 2;
@@ -61,7 +62,7 @@ impl Manifest {
     /// It cannot be read, or is none.
     pub fn read(root: &Path, prefix: &Path) -> Result<Option<Self>, InstallError> {
         let path = beneath(root, &Self::path(prefix));
-        let bytes = match std::fs::read(&path) {
+        let bytes = match regular_file::read(&path, TEXT_BYTES).map_err(io::Error::from) {
             Ok(bytes) => bytes,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Ok(None);

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::InstallError;
+use crate::regular_file::{self, TEXT_BYTES};
 
 /// The overhead of one pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +40,8 @@ impl Overhead {
     ///
     /// The file cannot be read, or has something else in it.
     pub fn read(path: &Path) -> Result<Self, InstallError> {
-        let bytes = std::fs::read(path).map_err(|error| InstallError::io("read", path, error))?;
+        let bytes =
+            regular_file::read(path, TEXT_BYTES).map_err(|error| InstallError::io("read", path, error.into()))?;
         let refuse = |problem| InstallError::Foreign {
             path: path.to_owned(),
             problem,

@@ -6,6 +6,7 @@ use toml_edit::{DocumentMut, Item, TableLike};
 
 use super::InstallError;
 use super::kata::Handler;
+use crate::regular_file;
 
 /// A handler.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,7 +55,7 @@ pub(super) fn are_free(handlers: &[Handler], path: PathBuf, document: &DocumentM
 
 /// The names of those handlers in the file at `path` whose shim reads something below `folder`; none if there is no such file, or it cannot be read.
 pub(super) fn that_read(path: &Path, folder: &Path) -> Vec<String> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let text = regular_file::read_text(path).unwrap_or_default();
     let found = text.parse().map(|document| runtimes(&document)).unwrap_or_default();
     let found = found
         .into_iter()

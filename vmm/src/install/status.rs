@@ -9,6 +9,7 @@ use super::kubernetes::features;
 use super::manifest::Manifest;
 use super::plan::{Change, Plan, plan};
 use super::{InstallError, Request, behind, beneath};
+use crate::regular_file::{self, TEXT_BYTES};
 
 /// What became of an installation.
 #[derive(Clone, Debug)]
@@ -71,7 +72,8 @@ pub fn status(root: &Path, prefix: &Path, program: &Path) -> Result<Status, Inst
     });
     let sources = manifest.sources.iter().filter_map(|(path, known)| {
         // Read through a link, as when it was derived from.
-        let found = std::fs::read(behind(root, path)).map(|bytes| Fingerprint::Sha256(digest(&bytes)));
+        let found = regular_file::read(&behind(root, path), TEXT_BYTES).map_err(io::Error::from);
+        let found = found.map(|bytes| Fingerprint::Sha256(digest(&bytes)));
         let text = match found {
             Ok(found) if found == *known => return None,
             Ok(_) => "changed since; install again to follow it".into(),
@@ -84,7 +86,7 @@ pub fn status(root: &Path, prefix: &Path, program: &Path) -> Result<Status, Inst
     });
     let mut lines: Vec<_> = items.chain(sources).collect();
     // Whoever asks may not be who can tell whether this host runs pods: what is said of it counts.
-    let said = std::fs::read_to_string(beneath(root, &features(&manifest.class))).unwrap_or_default();
+    let said = regular_file::read_text(&beneath(root, &features(&manifest.class))).unwrap_or_default();
     let today = Request::again(root, prefix, program, said).settle();
     match today.and_then(|options| plan(&options)) {
         Ok(today) => compare(&manifest, &today, program, &mut lines),

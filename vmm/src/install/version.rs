@@ -1,6 +1,5 @@
 //! The version of a program: as it tells it itself on this system, and as its package says on another one.
 
-use std::fs;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::behind;
+use crate::regular_file;
 
 /// Where programs are looked for, in this order.
 const FOLDERS: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/usr/local/sbin", "/usr/sbin"];
@@ -40,7 +40,7 @@ pub(crate) fn program_version(root: &Path, program: &str, packages: &[&str]) -> 
     if path.starts_with("/usr/local") {
         return None;
     }
-    let status = fs::read_to_string(behind(root, Path::new(DPKG))).ok()?;
+    let status = regular_file::read_text(&behind(root, Path::new(DPKG))).ok()?;
     packages.iter().find_map(|package| packaged(&status, package))
 }
 
@@ -108,6 +108,8 @@ fn version_in(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::install::testing::System;
 

@@ -20,6 +20,8 @@ pub use node::Node;
 pub use policy::{NotEnabled, Policy};
 pub use spec::{LinuxResources, Spec, SpecError};
 
+use crate::regular_file::RegularFileError;
+
 /// Why a `config.json` makes no pod, or no container.
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
@@ -40,6 +42,6 @@ pub enum PodError {
 impl PodError {
     /// Whether the file was read: what it says is wrong then.
     pub fn is_read(&self) -> bool {
-        !matches!(self, Self::Spec(SpecError::Read(_)))
+        !matches!(self, Self::Spec(SpecError::File(RegularFileError::Read(_))))
     }
 }

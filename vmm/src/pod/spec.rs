@@ -1,16 +1,14 @@
 //! An OCI `config.json`, as far as it says how large a container or a pod should be (OCI runtime specification, `linux.resources`).
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::Path;
 
-use husk_devices::PathHandle;
 use husk_hotplug::sizing::resources::{CpuSet, Resources};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::json::{self, JsonError};
+use crate::regular_file::{self, RegularFileError};
 
 /// Where there are objects.
 const OBJECTS: [&str; 6] = [
@@ -27,15 +25,9 @@ const FILE_BYTES: u64 = 4 << 20;
 /// Why a file says nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
-    /// It does not open, or does not read.
-    #[error("cannot be read")]
-    Read(#[from] io::Error),
-    /// A folder, a FIFO, a device.
-    #[error("is no regular file")]
-    Kind,
-    /// Too long.
-    #[error("has more than {FILE_BYTES} bytes")]
-    Long,
+    /// It is not read.
+    #[error(transparent)]
+    File(#[from] RegularFileError),
     /// No JSON, or none of this shape.
     #[error("is no OCI configuration")]
     Json(#[from] JsonError),
@@ -111,16 +103,7 @@ impl Spec {
     /// # Errors
     /// It cannot be read, is no OCI configuration, or its resources mean nothing.
     pub fn read(path: &Path) -> Result<Self, SpecError> {
-        let looked = PathHandle::at(path)?;
-        if !looked.metadata().is_file() {
-            return Err(SpecError::Kind);
-        }
-        let (file, mut bytes) = (looked.open(File::options().read(true))?, Vec::new());
-        file.take(FILE_BYTES + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > FILE_BYTES {
-            return Err(SpecError::Long);
-        }
-        Self::parse(&bytes)
+        Self::parse(&regular_file::read(path, FILE_BYTES)?)
     }
 
     /// Reads the text of a `config.json`.

@@ -1,3 +1,5 @@
+use std::fs::File;
+
 use super::*;
 
 fn refused(text: &str) -> String {
@@ -90,12 +92,16 @@ fn what_means_nothing_is_named() {
 fn only_a_regular_file_of_bounded_size_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
-    assert!(matches!(Spec::read(&path), Err(SpecError::Read(_))));
-    assert!(matches!(Spec::read(folder.path()), Err(SpecError::Kind)));
-    assert!(matches!(Spec::read(Path::new("/dev/zero")), Err(SpecError::Kind)));
+    let refused = |path: &Path| match Spec::read(path) {
+        Err(SpecError::File(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(refused(&path), RegularFileError::Read(_)));
+    assert!(matches!(refused(folder.path()), RegularFileError::Kind));
+    assert!(matches!(refused(Path::new("/dev/zero")), RegularFileError::Kind));
     std::fs::write(&path, "{}").unwrap();
     assert_eq!(Spec::read(&path).unwrap(), Spec::default());
     let long = File::create(&path).unwrap();
     long.set_len(FILE_BYTES + 1).unwrap();
-    assert!(matches!(Spec::read(&path), Err(SpecError::Long)));
+    assert!(matches!(refused(&path), RegularFileError::Long(FILE_BYTES)));
 }
