@@ -133,17 +133,26 @@ fn a_vm_that_runs_keeps_its_program_through_an_upgrade_and_the_end() {
     bytes.push(0);
     fs::write(&newer, bytes).unwrap();
     fs::set_permissions(&newer, fs::metadata(HUSK).unwrap().permissions()).unwrap();
-    let upgrade = Command::new(&newer)
-        .args(["install", "--root"])
-        .arg(root)
-        .output()
-        .unwrap();
+    let with_newer = |options: &[&str]| {
+        let mut install = Command::new(&newer);
+        install.args(["install", "--root"]).arg(root).args(options);
+        install.output().unwrap()
+    };
+    let status = with_newer(&["--status"]);
+    let table = String::from_utf8(status.stdout).unwrap();
+    assert!(status.status.code() == Some(1) && table.contains("\nstale "), "{table}");
+    let upgrade = with_newer(&[]);
     assert_eq!(upgrade.status.code(), Some(0), "{upgrade:?}");
+    assert_eq!(with_newer(&["--status"]).status.code(), Some(0));
     let told = String::from_utf8(upgrade.stderr).unwrap();
     assert!(told.contains("replace  /opt/husk/bin/husk -> "), "{told}");
     assert!(fs::read(root.join("opt/husk/bin/husk")).unwrap() == fs::read(&newer).unwrap());
+    // The kernel still has the program that the process was started with, whose name may have gone.
+    let runs_its_own = || fs::read(format!("/proc/{pid}/exe")).unwrap() == fs::read(HUSK).unwrap();
+    assert!(runs_its_own());
     is_found("after");
     assert_eq!(husk(root, "uninstall", &[]).0, 0);
+    assert!(!root.join("opt/husk").exists() && runs_its_own());
     is_found("uninstalled");
     let ping = Command::new(HUSK).arg("ctl").arg(&socket).arg("ping").output().unwrap();
     assert_eq!(ping.status.code(), Some(0), "it goes on: {ping:?}");
@@ -331,15 +340,6 @@ fn while_one_is_at_work_another_changes_nothing_and_says_so() {
     assert_eq!(husk(root, "uninstall", &[]).0, 0);
 }
 
-#[test]
-fn what_cannot_be_installed_is_one_line() {
-    let system = system();
-    let root = system.path();
-    for (options, code, says) in [
-        (
-            &["--runtime-class", "A"][..],
-            2,
-            "--runtime-class A: is no name of a handler; allowed: 1 to 60 of",
 /// Nobody writes into a FIFO: whoever opened one would wait.
 #[test]
 fn a_fifo_in_the_place_of_a_file_is_named_and_holds_up_nothing() {
@@ -364,6 +364,15 @@ fn a_fifo_in_the_place_of_a_file_is_named_and_holds_up_nothing() {
     }
 }
 
+#[test]
+fn what_cannot_be_installed_is_one_line() {
+    let system = system();
+    let root = system.path();
+    for (options, code, says) in [
+        (
+            &["--runtime-class", "A"][..],
+            2,
+            "--runtime-class A: is no name of a handler; allowed: 1 to 60 of",
         ),
         (
             &["--prefix", "opt"],
@@ -373,6 +382,12 @@ fn a_fifo_in_the_place_of_a_file_is_named_and_holds_up_nothing() {
         (&["--kata", "/opt/../kata"], 2, "--kata /opt/../kata: has . or .. in it"),
         (&["--kata", "/nowhere"], 1, "/nowhere: has neither of Kata's shims"),
         (&["--overhead", "/nowhere"], 1, "cannot read /nowhere: No such file"),
+        (&["--overhead", "/"], 1, "cannot read /: it is no regular file"),
+        (
+            &["--overhead", "/dev/zero"],
+            1,
+            "cannot read /dev/zero: it is no regular file",
+        ),
         (
             &["--engine", "docker"],
             2,
@@ -382,12 +397,6 @@ fn a_fifo_in_the_place_of_a_file_is_named_and_holds_up_nothing() {
         (&["--status"], 1, "husk is not installed below this prefix"),
     ] {
         let (told, out, errors) = husk(root, "install", options);
-        (&["--overhead", "/"], 1, "cannot read /: it is no regular file"),
-        (
-            &["--overhead", "/dev/zero"],
-            1,
-            "cannot read /dev/zero: it is no regular file",
-        ),
         assert_eq!(
             (told, out.as_str(), errors.lines().count()),
             (code, "", 1),
