@@ -127,25 +127,100 @@ fn a_vm_is_configured_and_forgotten() {
     assert_eq!(husk.shut_down().code(), Some(0));
 }
 
+/// One rule for all commands: what is wrong on the command line or in a file is exit code 2 and names the command's own help, and a file that
+/// cannot be read is a failure, exit code 1.
 #[test]
 fn what_cannot_be_asked_is_refused_before_anybody_is_asked() {
     let folder = tempfile::tempdir().unwrap();
-    let bad = folder.path().join("bad.json");
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (bad, gone, fifo, endless) = (path("bad.json"), path("gone.json"), path("fifo"), path("loop"));
     fs::write(&bad, "{").unwrap();
-    for (args, says) in [
+    process::make_fifo(Path::new(&fifo));
+    std::os::unix::fs::symlink(&endless, &endless).unwrap();
+    let here = path("");
+    for (command, args, code, says) in [
         (
-            &["create", "/nowhere.json"][..],
-            "/nowhere.json: cannot be read: No such file",
+            "create",
+            &["create", &gone][..],
+            1,
+            "gone.json: cannot be read: No such file",
         ),
-        (&["create", bad.to_str().unwrap()], "bad.json: is no JSON: EOF"),
-        (&["metrics", "--json"], "--json: the figures are a text"),
-        (&["add-net", "fd=3"], "allowed: tap=NAME"),
-        (&["add-disk", "path=/d,colour=red"], "colour"),
-        (&["remove"], "<ID>"),
+        (
+            "create",
+            &["create", &endless],
+            1,
+            "loop: cannot be read: Too many levels",
+        ),
+        ("create", &["create", &here], 2, "is no regular file"),
+        ("create", &["create", &fifo], 2, "fifo: is no regular file"),
+        ("create", &["create", "/dev/zero"], 2, "/dev/zero: is no regular file"),
+        ("create", &["create", &bad], 2, "bad.json: is no JSON: EOF"),
+        ("create", &["create"], 2, "<FILE>"),
+        (
+            "container add",
+            &["container", "add", "a", &gone],
+            1,
+            "gone.json: cannot be read: No such file",
+        ),
+        (
+            "container add",
+            &["container", "add", "a", &endless],
+            1,
+            "loop: cannot be read: Too many levels",
+        ),
+        (
+            "container update",
+            &["container", "update", "a", &fifo],
+            2,
+            "fifo: is no regular file",
+        ),
+        (
+            "container update",
+            &["container", "update", "a", &bad],
+            2,
+            "is no OCI configuration: EOF",
+        ),
+        (
+            "container remove",
+            &["container", "remove", "a/b"],
+            2,
+            "allowed: up to 255 letters",
+        ),
+        (
+            "metrics",
+            &["metrics", "--json"],
+            2,
+            "--json: there is nothing to print",
+        ),
+        ("pause", &["--json", "pause"], 2, "--json: there is nothing to print"),
+        ("add-net", &["add-net", "fd=3"], 2, "allowed: tap=NAME"),
+        ("add-disk", &["add-disk", "path=/d,colour=red"], 2, "colour"),
+        ("remove", &["remove"], 2, "<ID>"),
+        (
+            "resize",
+            &["resize", "--vcpus", "0"],
+            2,
+            "allowed: a whole number from 1",
+        ),
+        ("log-level", &["log-level", "loud"], 2, "possible values: error"),
+        (
+            "events",
+            &["events", "--timeout", "0"],
+            2,
+            "allowed: a number of seconds above 0",
+        ),
+        ("ping", &["ping"], 1, "cannot connect to /nowhere.sock: No such file"),
+        (
+            "events",
+            &["events"],
+            1,
+            "cannot connect to /nowhere.sock: No such file",
+        ),
     ] {
-        let (code, line) = ctl(Path::new("/nowhere.sock"), args);
-        assert_eq!(code, 2, "{args:?}: {line}");
-        assert!(line.contains(says), "{line}");
+        let (found, line) = ctl(Path::new("/nowhere.sock"), args);
+        assert_eq!(found, code, "{args:?}: {line}");
+        let help = format!(" (see husk ctl SOCKET {command} --help)");
+        assert!(line.contains(says) && line.ends_with(&help) == (code == 2), "{line}");
     }
 }
 

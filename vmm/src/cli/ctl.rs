@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueHint};
+use clap::{Arg, ArgAction, Args, Subcommand, ValueHint};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ use super::pmem::parse_pmem;
 use super::pod::PolicyArgs;
 use super::size::parse_size;
 use super::vsock::parse_vsock;
-use super::{Code, answer, refuse};
+use super::{Code, answer, refuse, usage};
 use crate::config::{DiskConfig, FsConfig, NetConfig, PmemConfig, VsockConfig};
 use crate::ctl::resize::TargetSize;
 use crate::ctl::{Action, Request};
@@ -29,7 +29,7 @@ pub struct CtlArgs {
     #[arg(value_name = "SOCKET", value_hint = ValueHint::FilePath)]
     pub socket: PathBuf,
 
-    /// Print JSON
+    /// Print JSON: for the commands that print something of that kind
     #[arg(long, global = true)]
     pub json: bool,
 
@@ -51,10 +51,13 @@ pub enum CtlCommand {
     /// Show that husk answers, its version and its process
     Ping,
     /// Hold the guest
+    #[command(arg = no_json())]
     Pause,
     /// Let a held guest go on
+    #[command(arg = no_json())]
     Resume,
     /// End the VM, and husk with it
+    #[command(arg = no_json())]
     Shutdown {
         /// Keep husk, and the VM's configuration
         #[arg(long)]
@@ -65,6 +68,7 @@ pub enum CtlCommand {
     /// Show where driver and device stand in each virtqueue: for a device that stands still
     Queues,
     /// Show all figures, as a text for Prometheus
+    #[command(arg = no_json())]
     Metrics,
     /// Show what has happened, and what happens, until husk ends
     Events {
@@ -82,18 +86,23 @@ pub enum CtlCommand {
     ///
     /// The file is what husk ctl SOCKET --json info shows as config, of which payload is enough; see docs/openapi.yaml. It is sent as it is:
     /// paths in it that do not begin with / begin where husk was started.
+    #[command(arg = no_json())]
     Create {
         /// A JSON file
         #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
         file: PathBuf,
     },
     /// Boot the VM that is configured, and return when its guest runs
+    #[command(arg = no_json())]
     Boot,
     /// End the guest and boot the VM again, with the size that it has now
+    #[command(arg = no_json())]
     Reboot,
     /// End the VM and forget its configuration; husk stays
+    #[command(arg = no_json())]
     Delete,
     /// Press the power button: a guest that heeds it powers itself off
+    #[command(arg = no_json())]
     PowerButton,
     /// Add a disk, and show where the guest finds it: the keys of husk run --disk
     AddDisk {
@@ -126,6 +135,7 @@ pub enum CtlCommand {
         vsock: Box<VsockConfig>,
     },
     /// Ask the guest to let go of a device, and take it away when it has
+    #[command(arg = no_json())]
     Remove {
         /// The device's id
         #[arg(value_name = "ID", value_parser = clap::builder::NonEmptyStringValueParser::new())]
@@ -159,6 +169,11 @@ pub enum CtlCommand {
     /// containers are held against them, and not added. husk keeps the list of containers as long as the guest runs.
     #[command(subcommand)]
     Container(ContainerCommand),
+}
+
+/// Stands in place of the option that other commands share, in the help of one that has nothing to print as JSON.
+fn no_json() -> Arg {
+    Arg::new("json").long("json").action(ArgAction::SetTrue).hide(true)
 }
 
 /// What becomes of containers.
@@ -213,6 +228,37 @@ pub struct WaitArgs {
     /// Give up when the size is not there so long after it was asked for; 0: wait for husk's answer alone
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds, allow_negative_numbers = true)]
     pub wait: Duration,
+}
+
+impl CtlCommand {
+    /// Whether what it prints has a form as JSON, too: its help has the option then, and is without it by [`no_json`] otherwise.
+    fn takes_json(&self) -> bool {
+        match self {
+            Self::Info
+            | Self::Ping
+            | Self::Counters
+            | Self::Queues
+            | Self::Events { .. }
+            | Self::LogLevel { .. }
+            | Self::AddDisk { .. }
+            | Self::AddNet { .. }
+            | Self::AddFs { .. }
+            | Self::AddPmem { .. }
+            | Self::AddVsock { .. }
+            | Self::Resize { .. }
+            | Self::Container(_) => true,
+            Self::Pause
+            | Self::Resume
+            | Self::Shutdown { .. }
+            | Self::Metrics
+            | Self::Create { .. }
+            | Self::Boot
+            | Self::Reboot
+            | Self::Delete
+            | Self::PowerButton
+            | Self::Remove { .. } => false,
+        }
+    }
 }
 
 impl From<CtlCommand> for Request {
@@ -380,7 +426,14 @@ fn parse_id(text: &str) -> Result<String, &'static str> {
     }
 }
 
-pub(super) fn ctl(args: CtlArgs) -> Code {
+/// Asks what `args` say. `of` is the command as its help is asked for.
+pub(super) fn ctl(args: CtlArgs, of: impl Fn() -> Option<String>) -> Code {
+    if args.json && !args.command.takes_json() {
+        return usage(
+            of().as_deref(),
+            "--json: there is nothing to print that has such a form",
+        );
+    }
     if let CtlCommand::Events { past: false } = args.command {
         return events(&args.socket, args.timeout.unwrap_or(crate::ctl::PATIENCE), args.json);
     }
@@ -389,7 +442,7 @@ pub(super) fn ctl(args: CtlArgs) -> Code {
     let asked = crate::ctl::ask(&args.socket, &request, patience, args.json);
     match asked {
         Ok(text) => answer(&text, Code::Success),
-        Err(error) => refuse(Some("ctl"), error.is_usage(), &anyhow::Error::new(error)),
+        Err(error) => refuse(of().as_deref(), error.is_usage(), &anyhow::Error::new(error)),
     }
 }
 
@@ -407,7 +460,7 @@ fn events(socket: &Path, patience: Duration, as_json: bool) -> Code {
     });
     match followed {
         Ok(()) => printed,
-        Err(error) => refuse(Some("ctl"), false, &anyhow::Error::new(error)),
+        Err(error) => refuse(None, false, &anyhow::Error::new(error)),
     }
 }
 

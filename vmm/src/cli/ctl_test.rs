@@ -1,4 +1,4 @@
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use super::super::{Cli, Command};
 use super::*;
@@ -39,6 +39,65 @@ fn sizes_and_waits_are_read_wherever_they_stand() {
     let args = parse(&["--json", "--timeout", "3", "container", "list"]).unwrap();
     assert_eq!((args.json, args.timeout), (true, Some(Duration::from_secs(3))));
     assert!(matches!(args.command.into(), Request::List));
+}
+
+/// A line for each command: what it is, and whether its help has `--json`.
+#[test]
+fn json_is_offered_where_there_is_something_to_print_and_nowhere_else() {
+    let lines = [
+        ("info", true),
+        ("ping", true),
+        ("pause", false),
+        ("resume", false),
+        ("shutdown", false),
+        ("counters", true),
+        ("queues", true),
+        ("metrics", false),
+        ("events", true),
+        ("log-level", true),
+        ("create f", false),
+        ("boot", false),
+        ("reboot", false),
+        ("delete", false),
+        ("power-button", false),
+        ("add-disk path=/d", true),
+        ("add-net tap=t", true),
+        ("add-fs tag=t,socket=/s", true),
+        ("add-pmem file=/p", true),
+        ("add-vsock cid=3,socket=/s", true),
+        ("remove a", false),
+        ("resize --vcpus 1", true),
+        ("container add a f", true),
+        ("container update a f", true),
+        ("container remove a", true),
+        ("container list", true),
+    ];
+    let mut root = Cli::command();
+    root.build();
+    let ctl = root.find_subcommand("ctl").unwrap();
+    let mut leaves = 0;
+    for command in ctl.get_subcommands().filter(|command| command.get_name() != "help") {
+        leaves += command
+            .get_subcommands()
+            .filter(|inner| inner.get_name() != "help")
+            .count()
+            .max(1);
+    }
+    assert_eq!(leaves, lines.len());
+    for (line, offered) in lines {
+        let words: Vec<&str> = line.split(' ').collect();
+        for words in [
+            [&["--json"], words.as_slice()].concat(),
+            [words.as_slice(), &["--json"]].concat(),
+        ] {
+            let args = parse(&words).unwrap();
+            assert!(args.json && args.command.takes_json() == offered, "{line}");
+        }
+        let asked = ["husk", "ctl", "/s"].iter().chain(&words).chain(&["--help"]);
+        let help = Cli::try_parse_from(asked).unwrap_err().to_string();
+        let offers = |option: &str| help.lines().any(|line| line.trim_start().starts_with(option));
+        assert_eq!((offers("--json"), offers("--timeout")), (offered, true), "{help}");
+    }
 }
 
 #[test]

@@ -82,8 +82,8 @@ fn named(command: &clap::Command) -> clap::Command {
     let name = format!("husk ctl SOCKET {below}");
     let named = command.clone().bin_name(name);
     named.mut_args(|arg| {
-        let is_everywhere = arg.is_global_set() || arg.get_id() == "help";
-        arg.hide(is_everywhere)
+        let is_elsewhere = arg.is_global_set() || arg.get_id() == "help" || arg.is_hide_set();
+        arg.hide(is_elsewhere)
     })
 }
 

@@ -207,10 +207,13 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
         return serve(&args);
     }
     match Cli::try_parse_from(&args) {
-        Ok(Cli { command, serve: args }) => match command {
+        Ok(Cli {
+            command,
+            serve: options,
+        }) => match command {
             Some(Command::Run(args)) => run(*args, begin),
             Some(Command::Check(args)) => check::check(args),
-            Some(Command::Ctl(args)) => ctl::ctl(args),
+            Some(Command::Ctl(command)) => ctl::ctl(command, || command_of(&args)),
             Some(Command::Ps(args)) => answer(&crate::fleet::ps(args.patience.timeout, args.json), Code::Success),
             Some(Command::Top(args)) => fleet::top(args),
             Some(Command::Gather(args)) => gather::gather(args),
@@ -220,7 +223,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, begin: Begin) -> Code {
             Some(Command::Uninstall(args)) => install::uninstall(&args),
             Some(Command::Explain(args)) => explain::explain(&args),
             Some(Command::Completions { shell }) => answer(&completions::script(shell), Code::Success),
-            None => serve(&args),
+            None => serve(&options),
         },
         Err(error) if is_help(&error) => {
             // Nobody to tell when the reader has gone.

@@ -18,8 +18,6 @@ pub mod status;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +29,7 @@ use self::resize::{ResizeError, TargetSize};
 use self::status::Status;
 use crate::control::{ADD_DEADLINE, BUILD_DEADLINE};
 use crate::pod::{Node, PodError, Policy, Spec};
+use crate::regular_file::{self, RegularFileError};
 
 /// What a husk is asked.
 #[derive(Clone, Debug)]
@@ -112,9 +111,6 @@ pub enum CtlError {
         /// Why.
         source: DescriptionError,
     },
-    /// Something has no other form.
-    #[error("--json: the figures are a text for Prometheus")]
-    NoJson,
     /// No answer, or a refusal.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -130,12 +126,15 @@ pub enum CtlError {
 #[derive(Debug, thiserror::Error)]
 pub enum DescriptionError {
     /// The file.
-    #[error("cannot be read")]
-    Read(#[from] io::Error),
+    #[error(transparent)]
+    File(#[from] RegularFileError),
     /// What is in it.
     #[error("is no JSON")]
     Json(#[from] serde_json::Error),
 }
+
+/// The most bytes of a description of a VM that are read. husk says what is too long for it.
+const DESCRIPTION_BYTES: u64 = 4 << 20;
 
 /// How long an answer takes at most that husk has at hand.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -164,7 +163,6 @@ pub fn ask(socket: &Path, request: &Request, patience: Duration, as_json: bool) 
     };
     let description = match request {
         Request::Create(path) => Some(described(path)?),
-        Request::Metrics if as_json => return Err(CtlError::NoJson),
         _ => None,
     };
     let client = &mut Client::connect(socket, patience)?;
@@ -205,11 +203,11 @@ pub fn ask(socket: &Path, request: &Request, patience: Duration, as_json: bool) 
 }
 
 impl CtlError {
-    /// Whether what was asked could not have been answered by any husk.
+    /// Whether what was asked could not have been answered by any husk: a file that was read says what cannot be, or is none that says anything.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::File { source, .. } => source.is_read(),
-            Self::Description { .. } | Self::NoJson => true,
+            Self::Description { source, .. } => !matches!(source, DescriptionError::File(RegularFileError::Read(_))),
             _ => false,
         }
     }
@@ -225,7 +223,7 @@ fn read(path: &Path, policy: &Policy) -> Result<Container, CtlError> {
 }
 
 fn described(path: &Path) -> Result<Value, CtlError> {
-    let text = fs::read(path).map_err(DescriptionError::from);
+    let text = regular_file::read(path, DESCRIPTION_BYTES).map_err(DescriptionError::from);
     let described = text.and_then(|text| Ok(serde_json::from_slice(&text)?));
     described.map_err(|source| CtlError::Description {
         path: path.into(),
