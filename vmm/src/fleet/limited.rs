@@ -34,7 +34,7 @@ impl Drop for Turn {
 
 /// Has `work` look at each of `items`, all at once, and returns in their order what it has found, `None` of those that `limit` was too short for.
 /// `what` is the kind of look, and the number of an item its process. Where the host has no thread left, this one looks, for as long as it takes.
-pub(super) fn look_at_all<T, R, W>(what: &'static str, items: Vec<(u32, T)>, limit: Duration, work: W) -> Vec<Option<R>>
+pub(crate) fn look_at_all<T, R, W>(what: &'static str, items: Vec<(u32, T)>, limit: Duration, work: W) -> Vec<Option<R>>
 where
     T: Clone + Send + 'static,
     R: Send + 'static,

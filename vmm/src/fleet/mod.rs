@@ -21,7 +21,7 @@ use std::time::Duration;
 pub use process::HuskProcess;
 pub use snapshot::Snapshot;
 
-use limited::look_at_all;
+pub(crate) use limited::look_at_all;
 use snapshot::ReportedState;
 
 /// What `husk ps` prints: every husk that the user may see, each asked for `patience` at most, all at once.

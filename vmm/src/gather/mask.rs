@@ -80,6 +80,7 @@ struct Patterns {
     pem: Regex,
 }
 
+/// These are searched for in MiB that a guest has written: `regex-lite`, which is enough for the policies of a pod, takes seconds for each.
 /// Patterns are about ASCII: `[[:word:]]` and `[[:space:]]` are the classes that need no tables of Unicode, and only names fold case.
 static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| {
     let expression = |pattern: &str| Regex::new(pattern).expect("every pattern here is one");

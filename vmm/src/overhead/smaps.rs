@@ -3,7 +3,9 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
+use std::time::Duration;
 
+use crate::fleet::look_at_all;
 use crate::procfs;
 use crate::procfs::meminfo_bytes;
 
@@ -36,12 +38,15 @@ pub(super) fn share(pid: u32) -> io::Result<Share> {
 /// The program of both of Kata's shims.
 const SHIM: &str = "containerd-shim-kata-v2";
 
-/// What each of Kata's shims that run here has, as far as they may be looked into.
+/// How long the kernel has to walk the mappings of others' processes.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// What each of Kata's shims that run here has, as far as they may be looked into, and the kernel does not make whoever looks wait.
 pub(super) fn shims() -> Vec<Share> {
-    running(Path::new("/proc"), SHIM)
-        .into_iter()
-        .filter_map(|pid| share(pid).ok())
-        .collect()
+    let shims = running(Path::new("/proc"), SHIM);
+    let shims = shims.into_iter().map(|pid| (pid, pid)).collect();
+    let shares = look_at_all("shim", shims, LIMIT, |pid| share(pid).ok());
+    shares.into_iter().flatten().flatten().collect()
 }
 
 /// The processes in the folder `proc` whose program is called `name`, one that has been replaced since included (proc_pid_exe(5)).
