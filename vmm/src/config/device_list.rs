@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use super::error::ConfigError;
 use super::fields::{self, Shape};
 use super::json::{self, JsonError};
-use super::validate::ConfigError;
 use super::{DiskConfig, ExtraFields, FsConfig, NetConfig, PmemConfig, VmConfig, VsockConfig, unsupported};
 
 /// Where a [`VmConfig`] has the devices of one kind: any number of them, or one at most.

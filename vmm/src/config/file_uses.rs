@@ -6,7 +6,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::validate::ConfigError;
+use super::error::ConfigError;
 use super::{NewDevice, VmConfig};
 
 /// Files that this process writes whatever VM it has.

@@ -8,11 +8,13 @@ mod console;
 mod cores;
 mod device;
 mod device_list;
+mod error;
 mod extra_fields;
 pub mod fields;
 mod file_uses;
 mod fs;
 pub mod json;
+mod limits;
 mod list;
 mod mac;
 mod options;
@@ -21,6 +23,8 @@ mod reclaim;
 mod share;
 mod size;
 mod sockets;
+#[cfg(test)]
+mod testing;
 mod translation;
 mod unsupported;
 mod validate;
@@ -36,9 +40,11 @@ pub use device::{
     VsockConfig,
 };
 pub use device_list::NewDevice;
+pub use error::ConfigError;
 pub use extra_fields::ExtraFields;
 pub use file_uses::{OwnFiles, SourceFile, excludes};
 pub use fs::{CacheMode, FsConfig};
+pub use limits::Limits;
 pub use mac::{BadMac, MacAddr};
 pub use options::{BootProtocol, ResizeTimeout, RunOptions};
 pub use path::PathError;
@@ -48,9 +54,7 @@ pub use size::Size;
 pub use sockets::OwnSockets;
 pub use translation::{IdKind, IdTranslation, MAX_RANGES};
 use validate::MAX_DEVICES;
-pub use validate::{
-    ConfigError, HUGE_PAGE_BYTES, Limits, MAX_DISK_QUEUES, MAX_NET_PAIRS, MIN_MEMORY_BYTES, PAGE_BYTES,
-};
+pub use validate::{HUGE_PAGE_BYTES, MAX_DISK_QUEUES, MAX_NET_PAIRS, MIN_MEMORY_BYTES, PAGE_BYTES};
 
 /// A whole VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

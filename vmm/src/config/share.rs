@@ -3,9 +3,10 @@
 use husk_virtio::transport::pci::QUEUES_MAX;
 
 use super::device_list::first_duplicate;
+use super::error::ConfigError;
 use super::path;
 use super::translation;
-use super::validate::{ConfigError, QUEUE_SIZES};
+use super::validate::QUEUE_SIZES;
 use super::{FsConfig, VmConfig};
 
 /// The most request queues of a file system device, beside the one for urgent requests.

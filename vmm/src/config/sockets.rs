@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::validate::ConfigError;
+use super::error::ConfigError;
 use super::{Backend, ConsoleMode, VmConfig};
 
 /// The sockets on which this process listens whatever VM it has.

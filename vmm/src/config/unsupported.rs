@@ -8,8 +8,8 @@ use std::fmt;
 use serde_json::Value;
 
 use super::device_list::NewDevice;
+use super::error::ConfigError;
 use super::fields::{self, Shape};
-use super::validate::ConfigError;
 use super::{ExtraFields, TopologyConfig, VmConfig};
 
 /// The most PCI segments that a client can ask for, as in Cloud Hypervisor.
@@ -291,3 +291,7 @@ fn grouped_as_husk_does(topology: TopologyConfig, max_vcpus: u32) -> Result<(), 
 fn unsupported(field: String, found: String, allowed: String) -> ConfigError {
     ConfigError::Unsupported { field, found, allowed }
 }
+
+#[cfg(test)]
+#[path = "unsupported_test.rs"]
+mod tests;
