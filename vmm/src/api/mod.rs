@@ -7,6 +7,7 @@
 mod command;
 mod connection;
 mod error;
+mod event_loop;
 pub mod http;
 mod info;
 mod json_text;
@@ -20,10 +21,11 @@ mod server;
 
 pub use command::{Command, Containers, Execute, NewDevice, Progress, Reply, Resize};
 pub use error::{ApiError, Kind};
+pub use event_loop::CONNECTIONS;
 pub use info::{Info, VmInfo, VmState};
 pub use json_text::JsonText;
 pub use listener::ListenError;
 pub use passed::{FdCloser, PassedFd};
 pub use queue::{CommandReceiver, Outcome, Request, Responder};
 pub use routes::body_bytes;
-pub use server::{CONNECTIONS, Running, Server};
+pub use server::{Running, Server};

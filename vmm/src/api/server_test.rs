@@ -1,13 +1,16 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 
 use serde_json::{Value, json};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::super::command::{Command, NewDevice};
+use super::super::command::Reply;
 use super::super::error::{ApiError, Kind};
+use super::super::event_loop::CONNECTIONS;
 use super::super::info::{VmInfo, VmState};
 use super::super::passed::PassedFd;
 use super::super::queue::Request;
