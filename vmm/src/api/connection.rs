@@ -48,7 +48,7 @@ enum Phase {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pending {
     /// Whether the answer has no body, whatever it would say.
-    pub(super) head: bool,
+    head: bool,
     close: bool,
     /// What is asked for.
     pub(super) endpoint: Endpoint,
@@ -222,10 +222,15 @@ impl Connection {
         }
     }
 
-    /// Answers the request that was taken last with what `events` has, and will have: no other request is heard.
+    /// Answers the request that was taken last with what `events` has, and will have: no other request is heard. To `HEAD` that is
+    /// the same without a body (RFC 9110 §9.3.2), and the end.
     pub(super) fn stream(&mut self, events: Reader) {
         begin_stream(&mut self.out);
-        self.events = Some(events);
+        if self.pending.take_if(|pending| pending.head).is_some() {
+            self.phase = Phase::Closing;
+        } else {
+            self.events = Some(events);
+        }
     }
 
     /// Whether events go out here.

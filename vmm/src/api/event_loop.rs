@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::command::Reply;
-use super::connection::{Connection, Rights};
+use super::connection::{Connection, Pending, Rights};
 use super::error::{ApiError, Kind};
 use super::http::{Malformed, Message, UNFINISHED_BYTES};
 use super::info::Info;
@@ -18,8 +18,8 @@ use super::queue::{Answer, AnswerReceiver, AnswerSender, CommandSender, Outcome}
 use super::response::Response;
 use super::routes::{Routed, is_metrics, refusal, route, unknown_fields};
 use crate::config::fields::Unknown;
-use crate::events::Events;
-use crate::metrics::{Calls, Endpoint, Exposition, Format};
+use crate::events::{Events, Reader};
+use crate::metrics::{Calls, Exposition};
 use crate::trim::trim_heap;
 
 /// Connections at a time. Cloud Hypervisor has 10.
@@ -47,6 +47,13 @@ pub(super) struct ListeningSocket {
     /// What they may ask for then.
     pub(super) rights: Rights,
     pub(super) token: u64,
+}
+
+/// What a client is answered.
+enum Content {
+    Whole(Response),
+    /// What happens, as it happens.
+    Stream(Reader),
 }
 
 /// What the thread works with.
@@ -285,27 +292,23 @@ impl EventLoop {
         let Some(pending) = pending else {
             return;
         };
-        let (format, endpoint, took) = (pending.format, pending.endpoint, pending.since.elapsed());
-        let events = match &to.outcome {
-            Ok(Reply::Events(reader)) if !pending.head => Some(reader),
-            _ => None,
-        };
-        if let (Some(reader), Some(connection)) = (events, self.connections.get_mut(&to.connection)) {
-            self.calls.add(endpoint, 200, took);
-            connection.stream(reader.clone());
+        let content = self.content(to.outcome, pending);
+        let Some(connection) = self.connections.get_mut(&to.connection) else {
             return;
-        }
-        let response = self.respond(to.outcome, endpoint, format);
-        if let Some(connection) = self.connections.get_mut(&to.connection) {
-            answer(connection, &mut self.calls, &response);
+        };
+        match content {
+            Content::Whole(response) => answer(connection, &mut self.calls, &response),
+            Content::Stream(events) => {
+                self.calls.add(pending.endpoint, 200, pending.since.elapsed());
+                connection.stream(events);
+            }
         }
     }
 
-    fn respond(&self, outcome: Outcome, endpoint: Endpoint, format: Format) -> Response {
-        match outcome {
+    fn content(&self, outcome: Outcome, to: Pending) -> Content {
+        Content::Whole(match outcome {
+            Ok(Reply::Events(events)) => return Content::Stream(events),
             Ok(Reply::Done) => Response::done(),
-            // To somebody who asked for the head alone.
-            Ok(Reply::Events(_)) => Response::begun(),
             Ok(Reply::Containers(noted)) => Response::ascii_json(noted.text()),
             Ok(Reply::Json(value)) => Response::json(200, &value),
             Ok(Reply::Queues(queues)) => Response::json(200, &queues.look()),
@@ -319,10 +322,10 @@ impl EventLoop {
                         ("metrics", self.count(Rights::Metrics)),
                     ],
                 };
-                Response::text(exposition.write(format), format.content_type())
+                Response::text(exposition.write(to.format), to.format.content_type())
             }
-            Err(error) => refusal(&format!("{endpoint} has failed"), &error),
-        }
+            Err(error) => refusal(&format!("{} has failed", to.endpoint), &error),
+        })
     }
 
     /// Sends the answers that have been given, as far as the clients take them in time.

@@ -94,14 +94,6 @@ impl Response {
         }
     }
 
-    /// Success, without a word of a body that would come bit by bit.
-    pub fn begun() -> Self {
-        Self {
-            status: 200,
-            ..Self::done()
-        }
-    }
-
     /// The same, which says what methods there are.
     #[must_use]
     pub const fn allowing(mut self, methods: &'static str) -> Self {

@@ -102,6 +102,21 @@ const ENDPOINTS: &[(&str, Endpoint)] = &[
     ("vmm.nmi", Missing),
 ];
 
+/// The names of all endpoints that `GET` has.
+#[cfg(test)]
+pub(super) fn readable() -> impl Iterator<Item = &'static str> {
+    let reads = |endpoint: &Endpoint| {
+        matches!(
+            endpoint,
+            Endpoint::Info | AtOnce(Method::Get, _) | Plain(Method::Get, _)
+        )
+    };
+    ENDPOINTS
+        .iter()
+        .filter(move |(_, endpoint)| reads(endpoint))
+        .map(|(name, _)| *name)
+}
+
 /// The command or the answer to `message`, which came with `fds`. What is not used of them is closed.
 pub(super) fn route(message: &Message, fds: Vec<PassedFd>, info: &Info, events: &Events) -> Routed {
     match find(message, fds, info, events) {

@@ -7,13 +7,14 @@ use std::sync::mpsc;
 use serde_json::{Value, json};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::super::command::{Command, NewDevice};
 use super::super::command::Reply;
+use super::super::command::{Command, NewDevice};
 use super::super::error::{ApiError, Kind};
 use super::super::event_loop::CONNECTIONS;
 use super::super::info::{VmInfo, VmState};
 use super::super::passed::PassedFd;
 use super::super::queue::Request;
+use super::super::routes::readable;
 use super::*;
 use crate::config::VmConfig;
 use crate::events::MAX_READERS;
@@ -606,5 +607,52 @@ fn a_reader_that_goes_is_forgotten() {
     drop(stream(&bench, &events));
     while events.has_listeners() {
         assert_eq!(bench.client().ask(PING).0, 200);
+    }
+}
+
+/// The lines of the head of the answer to `method`, but for numbers: two looks at the figures differ in length.
+fn head_of(bench: &Bench, events: &Events, method: &str, path: &str) -> Vec<String> {
+    let mut client = bench.client();
+    client.send(format!("{method} {path} HTTP/1.1\r\n\r\n").as_bytes());
+    if !["vmm.ping", "vmm.log-level", "vm.info"]
+        .iter()
+        .any(|at_once| path.ends_with(at_once))
+    {
+        let request = bench.command();
+        let reply = match request.command {
+            Command::Events => Reply::Events(events.subscribe().unwrap()),
+            Command::Metrics => Reply::Figures(Box::default()),
+            _ => Reply::Json(json!({})),
+        };
+        request.respond.send(Ok(reply));
+    }
+    let lines = std::iter::from_fn(|| Some(client.line()).filter(|line| line != "\r\n"));
+    let head = lines.map(|line| match line.strip_prefix("Content-Length: ") {
+        Some(length) => format!("Content-Length, none: {}", length.trim() == "0"),
+        None => line,
+    });
+    let head = head.collect();
+    // What `HEAD` is answered ends there.
+    if method == "HEAD" {
+        client.0.get_ref().shutdown(Shutdown::Write).unwrap();
+        assert!(client.is_at_end(), "{path}");
+    }
+    head
+}
+
+#[test]
+fn the_head_of_everything_that_can_be_read_is_that_of_the_whole() {
+    let events = Events::new();
+    let bench = Bench::with_events(&events);
+    for has_vm in [false, true] {
+        if has_vm {
+            bench.create_vm();
+        }
+        let paths = readable().map(|name| format!("/api/v1/{name}"));
+        for path in paths.chain(["/metrics".into()]) {
+            let head = head_of(&bench, &events, "HEAD", &path);
+            assert!(head.len() > 3, "{path}: {head:?}");
+            assert_eq!(head, head_of(&bench, &events, "GET", &path), "{path}");
+        }
     }
 }
