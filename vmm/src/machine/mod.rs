@@ -241,6 +241,7 @@ impl Machine {
             counted: self.counters(),
             vcpus: self.cpus.plug().cpus.figures(),
             resizes: self.resizes.latencies(),
+            ram: Some(self.resizes.ram(&self.dimms)),
             mapped: self.mapped(),
             ..Figures::default()
         }

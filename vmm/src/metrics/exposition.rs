@@ -167,6 +167,8 @@ impl Exposition {
         let guest = [
             ("wanted", vm.map(|vm| vm.config.memory.size)),
             ("actual", vm.map(|vm| vm.memory_actual_size)),
+            ("boot", self.figures.ram.map(|ram| ram.boot_bytes)),
+            ("dimms", self.figures.ram.map(|ram| ram.dimm_bytes)),
             ("mapped", self.figures.mapped.map(|mapped| mapped.bytes)),
         ];
         out.family(f::GUEST_MEMORY, &classes(&guest))?;

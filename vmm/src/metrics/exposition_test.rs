@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::config::VmConfig;
 use crate::machine::Counted;
-use crate::metrics::{Endpoint, Mapped, ProcessFiles, families};
+use crate::metrics::{Endpoint, Mapped, ProcessFiles, Ram, families};
 
 /// A machine whose devices have counted `1`, `2` and so on, in the order of the list.
 fn figures() -> Figures {
@@ -49,6 +49,10 @@ fn figures() -> Figures {
         }],
         resizes: vec![("vcpu_online", latency)],
         resize_failures: vec![("refused", 3), ("unanswered", 0)],
+        ram: Some(Ram {
+            boot_bytes: 3,
+            dimm_bytes: 2,
+        }),
         mapped: Some(Mapped {
             bytes: 4096,
             page_table_bytes: 16384,
@@ -155,6 +159,8 @@ fn values_are_those_of_the_devices() {
         ("husk_vcpu_run_seconds_total{vcpu=\"0\"}", "1.5"),
         ("husk_vm_state{state=\"Running\"}", "1"),
         ("husk_vm_state{state=\"Paused\"}", "0"),
+        ("husk_guest_memory_bytes{class=\"boot\"}", "3"),
+        ("husk_guest_memory_bytes{class=\"dimms\"}", "2"),
         ("husk_guest_memory_bytes{class=\"mapped\"}", "4096"),
         ("husk_kvm_page_table_bytes", "16384"),
         (

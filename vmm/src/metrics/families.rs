@@ -129,7 +129,7 @@ husk_vcpu_exits counter vcpu Times that a vCPU left the guest
 husk_vcpu_reason_exits counter vcpu,reason Times that a vCPU left the guest, by the reasons that KVM counts
 husk_vcpu_run_seconds counter vcpu Processor time of a vCPU's thread, in the guest and for it
 husk_vcpu_halted_seconds counter vcpu Time for which a vCPU waited in KVM for an interrupt
-husk_guest_memory_bytes gauge class Guest RAM: what was asked for (wanted), what the guest has now (actual), and what KVM has mapped for it, persistent memory included (mapped)
+husk_guest_memory_bytes gauge class Guest RAM: what was asked for (wanted), what the guest has now (actual), what of that it began with (boot) and has got as DIMMs (dimms), and what KVM has mapped for it, persistent memory included (mapped)
 husk_kvm_page_table_bytes gauge - Page tables that KVM needs at least for what it has mapped, computed from the pages by size; KVM does not tell what it has
 husk_resident_memory_bytes gauge class Memory of the process: anonymous (guest RAM that is private, and husk's own), shared (guest RAM that is shared), file (the program), page_tables, swapped
 husk_resize_duration_seconds histogram what How long the guest took for what it was asked

@@ -19,6 +19,15 @@ pub struct Vcpu {
     pub halted: Option<Duration>,
 }
 
+/// What RAM a guest has, beside the blocks of virtio-mem and less the balloon: these are devices, and count by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ram {
+    /// RAM of the start.
+    pub boot_bytes: u64,
+    /// DIMMs that it has.
+    pub dimm_bytes: u64,
+}
+
 /// What KVM has mapped for the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapped {
@@ -43,6 +52,8 @@ pub struct Figures {
     pub resizes: Vec<(&'static str, Latency)>,
     /// How often it, or the host, has not done what a resize asked for, by what became of it.
     pub resize_failures: Vec<(&'static str, u64)>,
+    /// What RAM the guest has.
+    pub ram: Option<Ram>,
     /// What KVM has mapped for the guest.
     pub mapped: Option<Mapped>,
     /// What the kernel knows of this process.
@@ -59,6 +70,7 @@ impl PartialEq for Figures {
             vcpus,
             resizes,
             resize_failures,
+            ram,
             mapped,
             process: _,
         } = self;
@@ -68,6 +80,7 @@ impl PartialEq for Figures {
             && *vcpus == other.vcpus
             && *resizes == other.resizes
             && *resize_failures == other.resize_failures
+            && *ram == other.ram
             && *mapped == other.mapped
     }
 }

@@ -20,5 +20,5 @@ mod process;
 pub use calls::{Calls, Endpoint};
 pub use exposition::{Exposition, Format};
 pub use families::{Family, Type, families};
-pub use figures::{Figures, Mapped, Vcpu};
+pub use figures::{Figures, Mapped, Ram, Vcpu};
 pub use process::ProcessFiles;

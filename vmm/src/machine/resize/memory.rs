@@ -26,6 +26,7 @@ use super::retry::Retry;
 use super::shrink_limit::{AvailableMemory, MinimumSize, Room, ShrinkLimit};
 use super::{Change, Latency, Refusal, ResizeError, Why, millis};
 use crate::memory::{AddressSpace, Kind, MemoryError, Region, Step};
+use crate::metrics::Ram;
 
 /// A DIMM has at most so many times the memory that the guest has, or that has come for the same request where it does not say what it has
 /// available: it takes an eighth of that to describe it.
@@ -222,6 +223,14 @@ impl MemoryResize {
     /// RAM that the guest has.
     pub fn present_bytes(&self, dimms: &Dimms) -> u64 {
         self.parts.boot_bytes.saturating_add(self.added(dimms))
+    }
+
+    /// RAM of the start, and what the guest has of DIMMs.
+    pub fn figures(&self, dimms: &Dimms) -> Ram {
+        Ram {
+            boot_bytes: self.parts.boot_bytes,
+            dimm_bytes: dimm_bytes(dimms),
+        }
     }
 
     /// Tells what the guest has answered, and asks for what comes next.
@@ -630,11 +639,7 @@ impl MemoryResize {
     /// What the guest has beside the RAM of the start.
     fn added(&self, dimms: &Dimms) -> u64 {
         let blocks = self.blocks.as_ref().map_or(0, |blocks| blocks.size().plugged_bytes);
-        let dimms = dimms.as_ref().map_or(0, |dimms| {
-            let there = dimms.states().into_iter().filter(|(_, state)| state.plugged());
-            there.map(|(slot, _)| dimms.plug().bytes(slot)).sum()
-        });
-        blocks.saturating_add(dimms)
+        blocks.saturating_add(dimm_bytes(dimms))
     }
 
     /// What the guest would not do.
@@ -731,6 +736,14 @@ impl MemoryResize {
             },
         })
     }
+}
+
+/// What the guest has of `dimms`.
+fn dimm_bytes(dimms: &Dimms) -> u64 {
+    dimms.as_ref().map_or(0, |dimms| {
+        let there = dimms.states().into_iter().filter(|(_, state)| state.plugged());
+        there.map(|(slot, _)| dimms.plug().bytes(slot)).sum()
+    })
 }
 
 /// Whether there is a DIMM that the guest has let go of and the host has not: it is the VM's as before.

@@ -169,7 +169,15 @@ impl Bench {
     }
 
     fn present(&self) -> u64 {
-        self.resize.present_bytes(&self.dimms)
+        let present = self.resize.present_bytes(&self.dimms);
+        let blocks = self
+            .resize
+            .blocks
+            .as_ref()
+            .map_or(0, |blocks| blocks.size().plugged_bytes);
+        let Ram { boot_bytes, dimm_bytes } = self.resize.figures(&self.dimms);
+        assert_eq!(boot_bytes + dimm_bytes + blocks, present, "figures add up");
+        present
     }
 
     /// Sizes of the memory slots that KVM has beside the RAM of the start, in MiB.

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use super::Machine;
 use crate::config::{PAGE_BYTES, Size};
 use crate::memory::MemoryError;
+use crate::metrics::Ram;
 
 pub use cpus::{CpuResize, Vcpus};
 pub use latency::{Latency, millis};
@@ -440,6 +441,11 @@ impl Resizes {
     pub fn latencies(&self) -> Vec<(&'static str, Latency)> {
         let all = self.cpus.latencies().into_iter().chain(self.memory.latencies());
         all.map(|(what, latency)| (what, latency.clone())).collect()
+    }
+
+    /// What RAM the guest has beside blocks and balloon, which count by themselves.
+    pub fn ram(&self, dimms: &Dimms) -> Ram {
+        self.memory.figures(dimms)
     }
 
     /// All of it, for `vm.resize-status`. The guest is not waited for: of its memory there is what its balloon said last, and it is asked to
