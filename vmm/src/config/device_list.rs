@@ -138,9 +138,17 @@ macro_rules! kinds {
 
             /// Gives every device without a name one that no other has: `_disk0`, `_net1` and so on.
             pub fn name_devices(&mut self) {
-                let taken: BTreeSet<String> = self.ids().map(str::to_owned).collect();
-                let mut names = NameAllocator(taken);
+                let mut names = self.names();
                 $(self.$field.iter_mut().for_each(|device| names.name($name, &mut device.id));)*
+            }
+
+            /// All devices, as [`VmConfig::devices`], with the names that [`VmConfig::name_devices`] would give them.
+            pub fn named_devices(&self) -> impl Iterator<Item = NewDevice> {
+                let mut names = self.names();
+                self.devices().map(move |mut device| {
+                    names.name(device.kind(), device.id_mut());
+                    device
+                })
             }
 
             /// Whether a VM has no more devices of the kind of `device` than it has now.
@@ -214,7 +222,11 @@ impl VmConfig {
     /// Gives `device` a name, unless it has one, that no device here has.
     pub fn name(&self, device: &mut NewDevice) {
         let kind = device.kind();
-        NameAllocator(self.ids().map(str::to_owned).collect()).name(kind, device.id_mut());
+        self.names().name(kind, device.id_mut());
+    }
+
+    fn names(&self) -> NameAllocator {
+        NameAllocator(self.ids().map(str::to_owned).collect())
     }
 }
 
@@ -253,8 +265,10 @@ mod tests {
             ..VmConfig::default()
         };
         config.disks[1].id = Some("_disk0".into());
+        let named: Vec<_> = config.named_devices().collect();
         config.name_devices();
         assert_eq!(ids(&config), ["_disk1", "_disk0", "_net0"]);
+        assert!(config.devices().eq(named));
         assert_eq!(config.duplicate_id(), None);
         let mut disk = NewDevice::Disk(DiskConfig::new("/c"));
         config.name(&mut disk);

@@ -61,9 +61,7 @@ impl VmConfig {
     /// The files of disks and persistent memory, in the order in which they are opened. Devices without a name have the
     /// one that they will be given.
     pub fn images(&self) -> Vec<SourceFile> {
-        let mut named = self.clone();
-        named.name_devices();
-        named.devices().filter_map(|device| device.source_file()).collect()
+        self.named_devices().filter_map(|device| device.source_file()).collect()
     }
 
     /// All files that the VM is made of: kernel, initramfs and [images](Self::images).

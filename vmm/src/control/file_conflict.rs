@@ -27,19 +27,16 @@ pub(crate) fn is_in_use(error: &BuildError) -> bool {
 }
 
 /// The device of `config` whose file `device` could not have, if that is why it failed. Looks at files, and waits for their file systems.
-pub(super) fn conflicting_device<'a>(error: &BuildError, config: &'a VmConfig, device: &NewDevice) -> Option<&'a str> {
+pub(super) fn conflicting_device(error: &BuildError, config: &VmConfig, device: &NewDevice) -> Option<String> {
     if !is_in_use(error) {
         return None;
     }
-    let wanted = match device {
-        NewDevice::Disk(disk) => identity(&disk.path)?,
-        NewDevice::Pmem(pmem) => identity(&pmem.file)?,
-        _ => return None,
+    let wanted = identity(&device.source_file()?.path)?;
+    let has_it = |other: &NewDevice| {
+        let file = other.source_file();
+        file.and_then(|file| identity(&file.path)) == Some(wanted)
     };
-    let disks = config.disks.iter().map(|disk| (&disk.path, &disk.id));
-    let pmems = config.pmem.iter().map(|pmem| (&pmem.file, &pmem.id));
-    let (_, holder) = disks.chain(pmems).find(|(path, _)| identity(path) == Some(wanted))?;
-    holder.as_deref()
+    config.devices().find(has_it)?.id().map(str::to_owned)
 }
 
 /// Checks that nothing that is written is a file that the VM of `config` is made of: neither by its ports, nor, to

@@ -47,7 +47,7 @@ fn the_disk_that_has_the_image_is_named_by_whatever_path() {
     for path in [second, hard, soft] {
         let new = NewDevice::Disk(DiskConfig::new(&path));
         assert_eq!(
-            conflicting_device(&taken(&path), &config, &new),
+            conflicting_device(&taken(&path), &config, &new).as_deref(),
             Some("two"),
             "{}",
             path.display()

@@ -269,7 +269,7 @@ impl Vm {
                     // Here, where files may be looked at: those of a slow file system keep nobody waiting.
                     let conflicting_device = file_conflict::conflicting_device(&why, &others, &wanted);
                     Err(OpenFailure {
-                        conflicting_device: conflicting_device.map(str::to_owned),
+                        conflicting_device,
                         why,
                     })
                 }
