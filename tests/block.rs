@@ -292,7 +292,10 @@ fn a_block_device_that_is_read_only_is_a_read_only_disk_or_none() {
     };
     let refused = Boot::new([Step::PowerOff]).disk(Path::new(&device.0), "").run();
     refused.assert_code(1);
-    let why = format!("{} cannot be written, with readonly=on it can be read", device.0);
+    let why = format!(
+        "disk {}: it cannot be written, with readonly=on it can be read",
+        device.0
+    );
     assert!(refused.errors.contains(&why), "{}", refused.errors);
     let ended = boot.disk(Path::new(&device.0), ",readonly=on").run();
     ended.assert_code(0).assert_nothing_refused();

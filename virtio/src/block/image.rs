@@ -3,7 +3,6 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
 
 use husk_devices::PathHandle;
 
@@ -16,7 +15,7 @@ use crate::durability::Durability;
 /// The sector of virtio 1.2 §5.2.4: the unit of every offset and length, whatever the block size.
 pub(super) const SECTOR_BYTES: u32 = 512;
 
-/// Why a disk cannot be.
+/// Why a disk cannot be. Whoever asked for it knows the image, which is not named.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
     /// Number of queues out of range.
@@ -29,54 +28,31 @@ pub enum BlockError {
     #[error("serial number {0:?} is not at most 20 printable ASCII characters")]
     Serial(String),
     /// The host does not let us have the file.
-    #[error("cannot open disk image {path}")]
-    Open {
-        /// The image.
-        path: PathBuf,
-        /// The host's answer.
-        source: io::Error,
-    },
+    #[error("cannot open it")]
+    Open(#[source] io::Error),
     /// To be written, where the host lets nobody write.
-    #[error("disk image {path} cannot be written, with readonly=on it can be read")]
-    NotWritable {
-        /// The image.
-        path: PathBuf,
-        /// The host's answer.
-        source: io::Error,
-    },
+    #[error("it cannot be written, with readonly=on it can be read")]
+    NotWritable(#[source] io::Error),
     /// Not something that holds sectors.
-    #[error("disk image {path} is a {found}: only regular files and block devices are allowed")]
+    #[error("it is a {found}: only regular files and block devices are allowed")]
     Kind {
-        /// The image.
-        path: PathBuf,
         /// What it is.
         found: &'static str,
     },
     /// Nothing in it.
-    #[error("disk image {path} is empty: a disk has at least one byte")]
-    Empty {
-        /// The image.
-        path: PathBuf,
-    },
+    #[error("it is empty: a disk has at least one byte")]
+    Empty,
     /// Another process, or another disk of this one, holds a lock that excludes the one wanted.
-    #[error("disk image {path} is in use already: a writable disk excludes all others, read-only disks can share it")]
-    Busy {
-        /// The image.
-        path: PathBuf,
-    },
+    #[error("it is in use already: a writable disk excludes all others, read-only disks can share it")]
+    Busy,
     /// Direct I/O asked for where there is none.
-    #[error("disk image {path} cannot do direct I/O: its file system or device has none")]
-    NoDirectIo {
-        /// The image.
-        path: PathBuf,
-    },
+    #[error("it cannot do direct I/O: its file system or device has none")]
+    NoDirectIo,
     /// The host refuses to say something about the open file.
-    #[error("cannot find out {what} of disk image {path}")]
+    #[error("cannot find out {what}")]
     Host {
         /// What was asked.
         what: &'static str,
-        /// The image.
-        path: PathBuf,
         /// The host's answer.
         source: io::Error,
     },
@@ -120,35 +96,33 @@ impl Image {
 
     /// Opens, checks, locks and measures the image that `config` names.
     pub fn open(config: &BlockConfig) -> Result<Self, BlockError> {
-        let path = config.path.as_path();
-        let handle = PathHandle::at(path).map_err(|source| cannot_open(path, source))?;
+        let handle = PathHandle::at(&config.path).map_err(BlockError::Open)?;
         let found = handle.metadata();
-        check_kind(path, found)?;
+        check_kind(found)?;
         let flags = if config.direct { libc::O_DIRECT } else { 0 };
         let file = open(config, flags, &handle)?;
         let direct = match config.direct {
             true => Some(Self::set_up_direct(config, &file, &handle)?),
             false => None,
         };
-        let what = format_args!("disk image {}", path.display());
-        let locked =
-            FileLock::take(file, !config.readonly, what).map_err(|source| unknown(path, "the lock", source))?;
-        let locked = locked.ok_or_else(|| BlockError::Busy { path: path.into() })?;
+        let what = format_args!("disk image {}", config.path.display());
+        let locked = FileLock::take(file, !config.readonly, what).map_err(|source| unknown("the lock", source))?;
+        let locked = locked.ok_or(BlockError::Busy)?;
         let file = locked.file();
         let is_device = found.file_type().is_block_device();
         if is_device && !config.readonly {
-            let readonly = limits::is_readonly(file).map_err(|source| unknown(path, "the mode", source))?;
-            check_writable(path, readonly)?;
+            let readonly = limits::is_readonly(file).map_err(|source| unknown("the mode", source))?;
+            check_writable(readonly)?;
         }
         let mut end = file;
         let bytes = end
             .seek(SeekFrom::End(0))
-            .map_err(|source| unknown(path, "the size", source))?;
+            .map_err(|source| unknown("the size", source))?;
         if bytes == 0 {
-            return Err(BlockError::Empty { path: path.into() });
+            return Err(BlockError::Empty);
         }
         let sizes = match is_device {
-            true => limits::block_sizes(file).map_err(|source| unknown(path, "the block size", source))?,
+            true => limits::block_sizes(file).map_err(|source| unknown("the block size", source))?,
             false => file_sizes(found, direct.as_ref()),
         };
         Ok(Self {
@@ -164,12 +138,11 @@ impl Image {
     }
 
     fn set_up_direct(config: &BlockConfig, file: &File, handle: &PathHandle) -> Result<Direct, BlockError> {
-        let path = config.path.as_path();
         let alignment = limits::direct_io(file)
-            .map_err(|source| unknown(path, "the direct I/O alignment", source))?
+            .map_err(|source| unknown("the direct I/O alignment", source))?
             // Bounce buffers are aligned to a page and hold whole units; nothing is known to ask for more.
             .filter(|alignment| alignment.memory <= 4096 && BOUNCE_BYTES.is_multiple_of(alignment.offset))
-            .ok_or_else(|| BlockError::NoDirectIo { path: path.into() })?;
+            .ok_or(BlockError::NoDirectIo)?;
         let cached = open(config, 0, handle)?;
         Ok(Direct { alignment, cached })
     }
@@ -239,28 +212,27 @@ impl Image {
 
 /// Opens the image once.
 fn open(config: &BlockConfig, flags: i32, handle: &PathHandle) -> Result<File, BlockError> {
-    let path = config.path.as_path();
     let mut options = OpenOptions::new();
     options.read(true).write(!config.readonly).custom_flags(flags);
     handle.open(&options).map_err(|source| match source.raw_os_error() {
-        Some(libc::EINVAL) if flags & libc::O_DIRECT != 0 => BlockError::NoDirectIo { path: path.into() },
+        Some(libc::EINVAL) if flags & libc::O_DIRECT != 0 => BlockError::NoDirectIo,
         // A permission, an immutable file; a file system that is mounted read-only; a program that runs.
         Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) if !config.readonly => {
-            not_writable(path, source)
+            BlockError::NotWritable(source)
         }
-        _ => cannot_open(path, source),
+        _ => BlockError::Open(source),
     })
 }
 
 /// A block device that is read-only can be opened for writing all the same, and loses what is written to its cache.
-fn check_writable(path: &Path, readonly: bool) -> Result<(), BlockError> {
+fn check_writable(readonly: bool) -> Result<(), BlockError> {
     match readonly {
-        true => Err(not_writable(path, io::Error::from_raw_os_error(libc::EROFS))),
+        true => Err(BlockError::NotWritable(io::Error::from_raw_os_error(libc::EROFS))),
         false => Ok(()),
     }
 }
 
-fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), BlockError> {
+fn check_kind(metadata: &Metadata) -> Result<(), BlockError> {
     let kind = metadata.file_type();
     let found = match () {
         () if kind.is_file() || kind.is_block_device() => return Ok(()),
@@ -270,10 +242,7 @@ fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), BlockError> {
         () if kind.is_char_device() => "character device",
         () => "file of unknown kind",
     };
-    Err(BlockError::Kind {
-        path: path.into(),
-        found,
-    })
+    Err(BlockError::Kind { found })
 }
 
 /// Block sizes of a regular file. The file system's block, up to a page, is what the host writes without reading first.
@@ -293,26 +262,8 @@ fn file_sizes(metadata: &Metadata, direct: Option<&Direct>) -> BlockSizes {
     }
 }
 
-fn cannot_open(path: &Path, source: io::Error) -> BlockError {
-    BlockError::Open {
-        path: path.into(),
-        source,
-    }
-}
-
-fn not_writable(path: &Path, source: io::Error) -> BlockError {
-    BlockError::NotWritable {
-        path: path.into(),
-        source,
-    }
-}
-
-fn unknown(path: &Path, what: &'static str, source: io::Error) -> BlockError {
-    BlockError::Host {
-        what,
-        path: path.into(),
-        source,
-    }
+fn unknown(what: &'static str, source: io::Error) -> BlockError {
+    BlockError::Host { what, source }
 }
 
 #[cfg(test)]

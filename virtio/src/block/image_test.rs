@@ -1,6 +1,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::block::Block;
@@ -56,22 +57,16 @@ fn only_files_and_block_devices_are_images() {
 }
 
 #[test]
-fn errors_name_the_image() {
+fn errors_say_what_of_the_image_is_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing");
     let error = Image::open(&config(&missing)).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("cannot open disk image {}", missing.display())
-    );
+    assert_eq!(error.to_string(), "cannot open it");
     assert!(std::error::Error::source(&error).is_some());
 
     let empty = image(&[]);
     let error = Image::open(&config(empty.path())).unwrap_err();
-    assert!(
-        matches!(error, BlockError::Empty { ref path } if path == empty.path()),
-        "{error:?}"
-    );
+    assert!(matches!(error, BlockError::Empty), "{error:?}");
 }
 
 #[test]
@@ -98,7 +93,7 @@ fn capacity_counts_a_partial_sector() {
 #[test]
 fn writer_excludes_all_others_and_readers_share() {
     let file = image(&[1; 512]);
-    let busy = |config: BlockConfig| matches!(Image::open(&config), Err(BlockError::Busy { .. }));
+    let busy = |config: BlockConfig| matches!(Image::open(&config), Err(BlockError::Busy));
 
     let writer = Image::open(&config(file.path())).unwrap();
     assert!(busy(config(file.path())));
@@ -134,13 +129,10 @@ fn read_only_image_has_no_writable_descriptor() {
 
 fn cannot_be_written(path: &Path) {
     let error = Image::open(&config(path)).unwrap_err();
-    assert!(matches!(error, BlockError::NotWritable { .. }), "{error:?}");
+    assert!(matches!(error, BlockError::NotWritable(_)), "{error:?}");
     assert_eq!(
         error.to_string(),
-        format!(
-            "disk image {} cannot be written, with readonly=on it can be read",
-            path.display()
-        )
+        "it cannot be written, with readonly=on it can be read"
     );
     assert!(Image::open(&readonly(path)).is_ok());
 }
@@ -155,8 +147,8 @@ fn a_device_that_is_read_only_is_no_writable_disk() {
 
 #[test]
 fn what_the_host_says_of_a_device_decides() {
-    assert!(check_writable(Path::new("/dev/x"), false).is_ok());
-    let error = check_writable(Path::new("/dev/x"), true).unwrap_err();
+    assert!(check_writable(false).is_ok());
+    let error = check_writable(true).unwrap_err();
     let why = std::error::Error::source(&error).unwrap().to_string();
     assert!(why.contains("Read-only file system"), "{why}");
 }
@@ -199,7 +191,7 @@ fn host_without_direct_io_is_named() {
         ..readonly("/proc/version")
     };
     let error = Image::open(&config).unwrap_err();
-    assert!(matches!(error, BlockError::NoDirectIo { .. }), "{error:?}");
+    assert!(matches!(error, BlockError::NoDirectIo), "{error:?}");
 }
 
 #[test]

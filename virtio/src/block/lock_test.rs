@@ -15,7 +15,7 @@ fn husk(path: &Path, readonly: bool) -> Option<Block> {
     };
     match Block::open(config) {
         Ok(block) => Some(block),
-        Err(BlockError::Busy { .. }) => None,
+        Err(BlockError::Busy) => None,
         Err(error) => panic!("{error}"),
     }
 }

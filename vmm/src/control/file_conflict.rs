@@ -21,7 +21,7 @@ pub(crate) fn is_in_use(error: &BuildError) -> bool {
     let BuildError::Device { source, .. } = error else {
         return false;
     };
-    matches!(source.downcast_ref(), Some(BlockError::Busy { .. }))
+    matches!(source.downcast_ref(), Some(BlockError::Busy))
         || matches!(source.downcast_ref(), Some(PmemError::Busy))
         || matches!(source.downcast_ref(), Some(VsockError::Listen(BindError::InUse(_))))
 }

@@ -29,8 +29,7 @@ fn disk(path: PathBuf, id: &str) -> DiskConfig {
 }
 
 fn taken(path: &Path) -> BuildError {
-    let source = BlockError::Busy { path: path.into() };
-    BuildError::device(format!("disk {}", path.display()), source)
+    BuildError::device(format!("disk {}", path.display()), BlockError::Busy)
 }
 
 #[test]

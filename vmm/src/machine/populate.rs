@@ -273,3 +273,29 @@ fn open_disk(config: &DiskConfig) -> Result<Block, BuildError> {
     });
     block.map_err(|e| BuildError::device(format!("disk {}", config.path.display()), e))
 }
+
+#[cfg(test)]
+mod tests {
+    use husk_devices::error_chain;
+
+    use super::*;
+
+    /// Of the device and of its file: both are in the first part of the line.
+    #[test]
+    fn the_image_that_a_disk_cannot_have_is_named_once_with_the_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let (missing, empty) = (folder.path().join("missing"), folder.path().join("empty"));
+        std::fs::write(&empty, "").unwrap();
+        for (path, why) in [
+            (missing, "cannot open it: No such file or directory (os error 2)"),
+            (empty, "it is empty: a disk has at least one byte"),
+            (
+                folder.path().into(),
+                "it is a directory: only regular files and block devices are allowed",
+            ),
+        ] {
+            let error = open_disk(&DiskConfig::new(&path)).err().unwrap();
+            assert_eq!(error_chain(&error), format!("disk {}: {why}", path.display()));
+        }
+    }
+}
