@@ -73,6 +73,24 @@ fn a_request_larger_than_the_bucket_passes_and_is_paid_for_afterwards() {
 }
 
 #[test]
+fn the_smallest_limit_lets_each_request_pass_once_the_last_is_paid_for_and_is_asked_once_between() {
+    let start = Instant::now();
+    let limiter = limiter(bucket(1, 0, SECOND), None, start);
+    let mut now = start;
+    for _ in 0..3 {
+        assert_eq!(limiter.wait(now), None);
+        limiter.spend(4096);
+        let wait = limiter.wait(now).unwrap();
+        assert_eq!(wait, 4096 * SECOND);
+        assert_eq!(
+            limiter.wait(now + wait - Duration::from_nanos(1)),
+            Some(Duration::from_nanos(1))
+        );
+        now += wait;
+    }
+}
+
+#[test]
 fn idle_time_fills_no_more_than_the_bucket() {
     let start = Instant::now();
     let limiter = limiter(None, bucket(10, 0, SECOND), start);
