@@ -127,14 +127,12 @@ pub fn tell_death(message: &str) {
     });
 }
 
-/// The regular files that lines go to: the one of the log's own, and standard error.
+/// The regular files that lines go to, the one of the log's own and standard error, and standard output.
 pub fn protected_files() -> ProtectedFiles {
-    let mut files = ProtectedFiles::default();
+    let mut files = ProtectedFiles::of_process();
     if let Some(Target::File(file)) = LOGGER.setup.get().map(|setup| &setup.target) {
         files.add("husk's log", file.file_id());
     }
-    let stderr = LOGGER.stderr.get();
-    files.add("husk's standard error", stderr.and_then(NonBlockingFile::file_id));
     files
 }
 

@@ -110,6 +110,62 @@ fn a_kernel_an_initramfs_a_disk_and_persistent_memory_are_not_written_over_by_an
     }
 }
 
+/// As `husk run … >> image` of a shell has it.
+#[test]
+fn standard_output_and_standard_error_that_lead_to_what_a_vm_is_made_of_get_not_a_byte() {
+    let source = Source::new();
+    let append = |name: &str| File::options().append(true).open(source.path(name)).unwrap();
+    for (made_of, what) in uses("image.1") {
+        for name in Source::NAMES {
+            let run = || {
+                let mut command = Command::new(HUSK);
+                command.arg("run").args(&made_of).current_dir(source.folder.path());
+                command
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::piped());
+                command
+            };
+            let line =
+                |stream| format!("error: husk's standard {stream} would write over {what}: both have the file image.1");
+            let ended = run().stdout(append(name)).output().unwrap();
+            assert_eq!(ended.status.code(), Some(2), "{made_of:?}");
+            let told = complaints(&ended);
+            assert!(
+                matches!(told[..], [told] if told.starts_with(&line("output"))),
+                "{told:?}"
+            );
+            let ended = run().stderr(append(name)).output().unwrap();
+            assert_eq!(ended.status.code(), Some(2), "{made_of:?}");
+            assert_eq!(String::from_utf8(ended.stdout).unwrap(), line("error") + "\n");
+            let ended = run().stdout(append(name)).stderr(append(name)).output().unwrap();
+            assert_eq!(ended.status.code(), Some(2), "{made_of:?}");
+            source.is_whole(&made_of);
+        }
+    }
+}
+
+#[test]
+fn a_vm_that_is_described_is_not_built_of_what_standard_output_leads_to() {
+    let source = Source::new();
+    let image = File::options().append(true).open(source.path("hard.1")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = process::command(&folder.path().join("api.sock"), &[]);
+    let child = command.stdout(image).spawn().unwrap();
+    let mut husk = Husk { folder, child };
+    husk.ready();
+    let mut client = husk.client();
+    assert_eq!(client.put("vm.create", Some(vm(&source, &[&source.image()]))).0, 204);
+    let (status, why) = client.put("vm.boot", None);
+    let line = format!(
+        "husk's standard output would write over disk _disk0: both have the file {}",
+        source.image().display()
+    );
+    assert_eq!((status, &why[1]), (400, &json!(line)), "{why}");
+    husk.shut_down();
+    source.is_whole(&"standard output");
+}
+
 /// Of which no husk knows what it is, but that a VM has it.
 #[test]
 fn the_disk_of_another_process_is_written_by_no_output() {
@@ -188,6 +244,22 @@ fn of_a_vm_that_is_described_no_disk_is_what_a_port_or_husk_itself_writes() {
 
     let linked = source.path("linked");
     fs::hard_link(&monitor, &linked).unwrap();
+    let beside = |path: &Path, events: &str| {
+        let why = "what a guest prints there could be taken for an event";
+        json!(format!(
+            "serial and {events} both have the file {}: {why}",
+            path.display()
+        ))
+    };
+    let mut with = vm(&source, &[]);
+    with["serial"] = json!({"mode": "File", "file": monitor});
+    let answer = client.put("vm.create", Some(with.clone()));
+    assert_eq!(told(answer), (400, beside(&monitor, "--event-monitor")));
+    with["serial"]["file"] = json!(linked);
+    assert_eq!(client.put("vm.create", Some(with)).0, 204);
+    let answer = client.put("vm.boot", None);
+    assert_eq!(told(answer), (400, beside(&linked, "the monitor of husk's events")));
+    assert_eq!(client.put("vm.delete", None).0, 204);
     assert_eq!(client.put("vm.create", Some(vm(&source, &[&linked]))).0, 204);
     let answer = client.put("vm.boot", None);
     let writer = "the monitor of husk's events";

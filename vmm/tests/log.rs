@@ -628,10 +628,13 @@ fn a_console_with_a_limit_cannot_have_the_file_of_the_log_or_of_events() {
         "console": {"mode": "Off"}, "serial": {"mode": "File", "file": events, "limit": 4096},
     });
     let mut client = husk.client();
-    assert_eq!(client.put("vm.create", Some(vm)).0, 204);
-    let (_, why) = client.put("vm.boot", None);
-    let expected = process::refusal("the monitor of husk's events too");
-    assert!(why.to_string().contains(expected), "{why}");
+    let (status, why) = client.put("vm.create", Some(vm));
+    assert_eq!(status, 400, "{why}");
+    assert!(
+        why.to_string()
+            .contains("serial and --event-monitor both have the file"),
+        "{why}"
+    );
     let told = fs::read_to_string(&events).unwrap();
     assert!(told.contains("\"starting\""), "{told}");
     assert_eq!(husk.shut_down().code(), Some(0));

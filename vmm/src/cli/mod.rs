@@ -42,11 +42,12 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::api::Server;
-use crate::config::VmConfig;
+use crate::config::{ConfigError, VmConfig};
 use crate::control::{self, Exit};
 use crate::ctl::show;
 use crate::explain::exit_codes;
 use crate::machine::BuildError;
+use crate::terminal::{FileId, ProtectedFiles};
 use crate::trace::{Begin, Phase, Trace};
 
 use serve::Failure;
@@ -267,8 +268,8 @@ fn own_program() -> PathBuf {
 
 fn run(args: RunArgs, begin: Begin) -> Code {
     crate::fatal::install();
-    if let Err(error) = args.check_log() {
-        return refuse(Some("run"), true, &anyhow::Error::new(error));
+    if let Err(error) = args.check_own_outputs() {
+        return refuse_output(error);
     }
     if let Err(error) = serve::begin_log(args.verbosity, &args.log.options(args.api_socket.as_deref())) {
         return fail(Some("run"), Failure::Other(error));
@@ -302,6 +303,20 @@ fn run(args: RunArgs, begin: Begin) -> Code {
             if wrong { Code::Usage } else { Code::Failure }
         }
     }
+}
+
+/// Refuses a file that is written and that the VM is made of. Of standard error nothing is said there: standard output has it,
+/// unless both lead to the file.
+fn refuse_output(error: ConfigError) -> Code {
+    let of_stderr = matches!(&error, ConfigError::Overwritten { output, .. } if output == ProtectedFiles::STDERR);
+    if !of_stderr {
+        return refuse(Some("run"), true, &anyhow::Error::new(error));
+    }
+    if FileId::of_stdout() != FileId::of_stderr() {
+        // When nobody hears it there, there is nobody else to tell.
+        let _ = writeln!(io::stdout(), "error: {}", show::plain(&error.to_string()));
+    }
+    Code::Usage
 }
 
 /// Listens for clients beside the VM, if there are to be any, where the VM itself has nothing.

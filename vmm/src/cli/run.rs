@@ -294,15 +294,19 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// Checks that the log goes to no file that the VM is made of, by whatever name: nothing can be written to it then,
-    /// not even why. To be called before it is opened.
+    /// Checks that log, standard output and standard error go to no file that the VM is made of, by whatever name: nothing can be
+    /// written to it then, not even why. To be called before the log is opened.
     ///
     /// # Errors
     /// [`ConfigError::Overwritten`].
-    pub fn check_log(&self) -> Result<(), ConfigError> {
-        let Some((option, path)) = self.log.file() else {
+    pub fn check_own_outputs(&self) -> Result<(), ConfigError> {
+        let (mut named, mut open) = (OwnFiles::new(working_directory()), ProtectedFiles::of_process());
+        if let Some((option, path)) = self.log.file() {
+            named.add(option, path);
+            open.add(option, FileId::at(path));
+        } else if open.is_empty() {
             return Ok(());
-        };
+        }
         let config = VmConfig {
             payload: PayloadConfig {
                 kernel: self.kernel.clone().or_else(|| host_kernel(Path::new("/")).ok()),
@@ -313,12 +317,8 @@ impl RunArgs {
             pmem: self.pmems.clone(),
             ..VmConfig::default()
         };
-        let mut own = OwnFiles::new(working_directory());
-        own.add(option, path);
-        config.validate_beside_files(&own)?;
-        let mut log = ProtectedFiles::default();
-        log.add(option, FileId::at(path));
-        check_outputs(&config, &log)
+        config.validate_beside_files(&named)?;
+        check_outputs(&config, &open)
     }
 
     /// The VM that these options describe, checked as far as the host does not matter, and how to run it.

@@ -207,7 +207,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
     apart(&sockets.locations().into_iter().chain(monitored).collect::<Vec<_>>())?;
     let mut own_files = OwnFiles::new(working_directory());
     if let Some(SocketLocation::Path(path)) = &monitor {
-        own_files.add(MONITOR_OPTION, path);
+        own_files.add_events(MONITOR_OPTION, path);
     }
     if let Some((option, path)) = args.log.file() {
         own_files.add(option, path);

@@ -243,6 +243,16 @@ pub enum ConfigError {
         /// The file.
         path: String,
     },
+    /// A guest could write what readers take for events of husk's.
+    #[error("{port} and {events} both have the file {path}: what a guest prints there could be taken for an event")]
+    BesideEvents {
+        /// `serial` or `console`.
+        port: &'static str,
+        /// What events are written by.
+        events: &'static str,
+        /// The file.
+        path: String,
+    },
     /// Two devices want one image, and one of them writes it.
     #[error("{one} and {other} both have the image {path}: allowed: one device, or any number that only read it")]
     TwoImages {

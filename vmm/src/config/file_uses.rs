@@ -2,7 +2,10 @@
 //! the latter.
 //!
 //! Paths are compared here, and nothing is looked at: what has two names is found when the VM boots
-//! (`vmm/src/control/file_conflict.rs`).
+//! (`vmm/src/control/file_conflict.rs`). Hence two lists of what husk writes itself: [`OwnFiles`] are known by the options
+//! that name them, before any is opened, and compared on the main thread, which waits for no file system;
+//! [`ProtectedFiles`](crate::terminal::ProtectedFiles) are known by what they are once they are open, descriptors that husk was started
+//! with among them, and compared by threads that may wait.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -15,18 +18,29 @@ pub struct OwnFiles {
     /// Where relative paths begin. Kept from the start: a confined process cannot ask.
     folder: PathBuf,
     files: Vec<(&'static str, PathBuf)>,
+    /// That of events, which is one of the files.
+    events: Option<(&'static str, PathBuf)>,
 }
 
 impl OwnFiles {
     /// None yet, of a process whose working directory is `folder`.
     pub fn new(folder: PathBuf) -> Self {
-        let files = Vec::new();
-        Self { folder, files }
+        Self {
+            folder,
+            ..Self::default()
+        }
     }
 
     /// One more of them, at `path`, which `option` names.
     pub fn add(&mut self, option: &'static str, path: &Path) {
         self.files.push((option, path.into()));
+    }
+
+    /// As [`OwnFiles::add`], of the file that events are written to: no port may write there as well, or a guest could
+    /// tell of what has not happened.
+    pub fn add_events(&mut self, option: &'static str, path: &Path) {
+        self.add(option, path);
+        self.events = Some((option, path.into()));
     }
 }
 
@@ -95,12 +109,21 @@ impl VmConfig {
         self.apart_from(&self.output_files(), Path::new(""))
     }
 
-    /// Checks that the VM is made of none of the files that husk writes itself.
+    /// Checks that the VM is made of none of the files that husk writes itself, and that none of its ports writes where
+    /// events go.
     ///
     /// # Errors
-    /// [`ConfigError::Overwritten`].
+    /// [`ConfigError::Overwritten`], [`ConfigError::BesideEvents`].
     pub fn validate_beside_files(&self, own: &OwnFiles) -> Result<(), ConfigError> {
-        self.apart_from(&own.files, &own.folder)
+        self.apart_from(&own.files, &own.folder)?;
+        let Some((option, events)) = &own.events else {
+            return Ok(());
+        };
+        let outputs = self.output_files();
+        match outputs.iter().find(|(_, path)| is_same_path(&own.folder, path, events)) {
+            Some((port, path)) => Err(ConfigError::beside_events(port, option, path)),
+            None => Ok(()),
+        }
     }
 
     fn apart_from(&self, outputs: &[(&'static str, PathBuf)], folder: &Path) -> Result<(), ConfigError> {
@@ -153,6 +176,15 @@ impl ConfigError {
             output: output.into(),
             of: source.what.clone(),
             path: source.path.display().to_string(),
+        }
+    }
+
+    /// That `port` would write where `events` go.
+    pub fn beside_events(port: &'static str, events: &'static str, path: &Path) -> Self {
+        Self::BesideEvents {
+            port,
+            events,
+            path: path.display().to_string(),
         }
     }
 

@@ -40,11 +40,16 @@ pub(super) fn conflicting_device(error: &BuildError, config: &VmConfig, device: 
 }
 
 /// Checks that nothing that is written is a file that the VM of `config` is made of: neither by its ports, nor, to
-/// `own`, by husk itself. Looks at files, and waits for their file systems.
+/// `own`, by husk itself; and that no port writes where husk writes events. Looks at files, and waits for their file systems.
 ///
 /// # Errors
-/// [`ConfigError::Overwritten`].
+/// [`ConfigError::Overwritten`], [`ConfigError::BesideEvents`].
 pub(crate) fn check_outputs(config: &VmConfig, own: &ProtectedFiles) -> Result<(), ConfigError> {
+    for (port, path) in config.output_files() {
+        if let Some(events) = FileId::at(&path).and_then(|file| own.exclusive_as(file)) {
+            return Err(ConfigError::beside_events(port, events, &path));
+        }
+    }
     check_sources(&config.source_files(), config, own)
 }
 

@@ -56,7 +56,7 @@ pub fn serve(server: Server, options: &RunOptions, events: Events) -> Result<Exi
         .start_writer(options.seccomp)
         .context("cannot start the thread that writes events")?;
     let mut protected = crate::log::protected_files();
-    protected.add("the monitor of husk's events", events.file());
+    protected.add_exclusive("the monitor of husk's events", events.file());
     let outputs = ProcessOutputs::new(protected, options.seccomp).context("cannot take standard output")?;
     let info = Info::new();
     // First of all: what a client asks is told after it.
