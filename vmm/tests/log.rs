@@ -445,8 +445,18 @@ fn what_is_no_place_for_a_log_is_refused_in_one_line() {
     for (options, says) in [
         (&["--log", "journal"][..], "allowed: stderr, journald"),
         (&["--log", "journald="], "allowed: stderr, journald"),
-        (&["--log", "/nowhere/log"], "/nowhere/log cannot be opened"),
-        (&["--log", "/tmp"], "cannot be opened"),
+        (
+            &["--log", "/nowhere/log"],
+            "error: log file /nowhere/log: cannot open it: No such file or directory",
+        ),
+        (
+            &["--log", "/tmp"],
+            "error: log file /tmp: it is a directory, allowed: a regular file",
+        ),
+        (
+            &["--event-monitor", "path=/nowhere/events"],
+            "error: event monitor /nowhere/events: cannot open it: No such file or directory",
+        ),
         (&["--log-format", "xml"], "possible values: text, json"),
         (&["--log-tag", "a b"], "1 to 64 letters, digits"),
         (&["--log", "syslog", "--log-file", "/x"], "cannot be used with"),

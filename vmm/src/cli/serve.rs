@@ -302,7 +302,7 @@ fn start(
     begin_log(options.verbosity, log)?;
     let events = match monitor {
         Some(SocketLocation::Path(path)) => Events::to_path(path, &crate::log::protected_files())
-            .with_context(|| format!("event monitor {} cannot be opened", path.display()))?,
+            .with_context(|| format!("event monitor {}", path.display()))?,
         Some(SocketLocation::Fd(fd)) => inherited(*fd)
             .and_then(Events::to_fd)
             .with_context(|| format!("event monitor fd {fd}"))?,
@@ -314,7 +314,7 @@ fn start(
 /// Has the log go where `log` says.
 pub(super) fn begin_log(verbosity: u8, log: &crate::log::Options) -> anyhow::Result<()> {
     let begun = crate::log::init_with(verbosity, log);
-    begun.with_context(|| format!("{} cannot be opened", log.destination))
+    begun.with_context(|| log.destination.to_string())
 }
 
 impl SocketLocation {

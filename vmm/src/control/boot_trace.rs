@@ -33,7 +33,7 @@ impl TraceFile {
     /// Nothing can be written there.
     pub(super) fn open(path: &Path, config: &VmConfig, protected: &ProtectedFiles) -> Result<Self> {
         let opened = NonBlockingFile::append_or_make(path, MODE);
-        let (file, made) = opened.with_context(|| format!("cannot create {}", path.display()))?;
+        let (file, made) = opened.with_context(|| format!("boot trace {}", path.display()))?;
         let id = file.file_id();
         let mut ports = config.output_files().into_iter();
         let is_shared = protected.is_kept(id) || ports.any(|(_, port)| id.is_some() && FileId::at(&port) == id);
