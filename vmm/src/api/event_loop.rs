@@ -412,3 +412,7 @@ fn is_of_the_client(error: &io::Error) -> bool {
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
     )
 }
+
+#[cfg(test)]
+#[path = "event_loop_test.rs"]
+mod tests;

@@ -18,6 +18,8 @@ mod response;
 mod routes;
 mod scm;
 mod server;
+#[cfg(test)]
+mod testing;
 
 pub use command::{Command, Containers, Execute, NewDevice, Progress, Reply, Resize};
 pub use error::{ApiError, Kind};
