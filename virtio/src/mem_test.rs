@@ -1,7 +1,12 @@
 use std::os::fd::RawFd;
 use std::sync::atomic::AtomicUsize;
 
+use super::handler::{
+    KICK, REQ_PLUG, REQ_STATE, REQ_UNPLUG, REQ_UNPLUG_ALL, RESP_ACK, RESP_BUSY, RESP_ERROR, RESP_NACK, STATE_MIXED,
+    STATE_PLUGGED, STATE_UNPLUGGED,
+};
 use super::*;
+use crate::device::{HandlerError, Watch};
 use crate::testing::{ABUSES, Buf, Driver, memory};
 
 const UNIT: u64 = 2 << 20;
