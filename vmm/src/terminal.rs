@@ -57,7 +57,7 @@ pub use writer_thread::{Content, UnwrittenLines, WriteProgress, WriterThread};
 pub const ESCAPE_HINT: &str = "Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends one Ctrl-A to the guest";
 
 /// Where a call on what has no offsets reads or writes (preadv2(2)).
-const NO_OFFSET: u64 = u64::MAX;
+pub(crate) const NO_OFFSET: u64 = u64::MAX;
 
 /// What [`restore`] puts back. Never freed once published, because a signal handler may be reading it.
 struct Saved {
@@ -219,7 +219,7 @@ fn pause(time: Duration) {
 }
 
 /// Whether `fd` is ready for one of `events` within `timeout_ms`; also true of a descriptor that is broken.
-fn ready_within(fd: BorrowedFd<'_>, events: i16, timeout_ms: i32) -> bool {
+pub(crate) fn ready_within(fd: BorrowedFd<'_>, events: i16, timeout_ms: i32) -> bool {
     let mut poll = libc::pollfd {
         fd: fd.as_raw_fd(),
         events,

@@ -1,20 +1,36 @@
-//! A virtqueue as `vhost_user_backend` has it, with two differences.
+//! A virtqueue as `vhost_user_backend` has it, with three differences.
 //!
 //! Its worker threads end, without a word and with all of their queues, when a kick cannot be read
 //! (`VringEpollHandler::run` of 0.24). There may be none to read: the front-end has an end of it as well and may empty
 //! it, and a worker takes several events at once, of which the last may be of a kick that another has replaced
 //! meanwhile. Here that is no kick, and a look at the queue too many.
 //!
+//! It reads kicks and writes calls as they are. Both eventfds are one open file description in two processes: the
+//! front-end may have made them blocking, or do so at any time. A worker that waits in one serves none of its queues,
+//! and never ends. Here a kick is read without waiting, which the call itself says (`RWF_NOWAIT`, preadv2(2)). No write
+//! to an eventfd can say so: there is a look first (poll(2)) whether it has room, and one that has none is signalled
+//! already. A front-end that fills a blocking one between the two calls holds up its own server.
+//!
 //! And it tells nobody which virtqueues it makes, but the workers that are woken by one: a queue whose worker is busy
 //! would not be known.
 
+#![expect(
+    unsafe_code,
+    reason = "vmm-sys-util 0.15 lends the descriptors of events by number alone"
+)]
+
 use std::cell::RefCell;
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use husk_devices::memory::GuestMemory;
+use rustix::io::{Errno, ReadWriteFlags, preadv2, read};
 use vhost_user_backend::{VringMutex, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error;
+use vmm_sys_util::event::{EventConsumer, EventNotifier};
+
+use crate::terminal::{NO_OFFSET, ready_within};
 
 thread_local! {
     /// Those that this thread has made and nobody has taken.
@@ -48,10 +64,17 @@ impl VringT<GuestMemory> for Vring {
     }
 
     fn read_kick(&self) -> io::Result<bool> {
-        match self.0.read_kick() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(self.get_ref().is_enabled()),
-            read => read,
+        let vring = self.get_ref();
+        if let Some(kick) = vring.get_kick() {
+            read_now(kick)?;
         }
+        Ok(vring.is_enabled())
+    }
+
+    fn signal_used_queue(&self) -> io::Result<()> {
+        let vring = self.get_ref();
+        let Some(call) = vring.get_call() else { return Ok(()) };
+        if has_room(call) { call.notify() } else { Ok(()) }
     }
 
     // All that follows is the other's.
@@ -66,10 +89,6 @@ impl VringT<GuestMemory> for Vring {
 
     fn add_used(&self, desc_index: u16, len: u32) -> Result<(), Error> {
         self.0.add_used(desc_index, len)
-    }
-
-    fn signal_used_queue(&self) -> io::Result<()> {
-        self.0.signal_used_queue()
     }
 
     fn enable_notification(&self) -> Result<bool, Error> {
@@ -133,12 +152,49 @@ impl VringT<GuestMemory> for Vring {
     }
 }
 
+/// Reads a kick, if there is one at this moment.
+fn read_now(kick: &EventConsumer) -> io::Result<()> {
+    // SAFETY: the descriptor is open as long as `kick`, which outlives this call.
+    let fd = unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) };
+    let mut count = [0; 8];
+    let mut taken = preadv2(
+        fd,
+        &mut [IoSliceMut::new(&mut count)],
+        NO_OFFSET,
+        ReadWriteFlags::NOWAIT,
+    );
+    // Not of this kind of descriptor, or no call of the kind at all.
+    if let Err(Errno::OPNOTSUPP | Errno::NOSYS) = taken {
+        if !ready_within(fd, libc::POLLIN, 0) {
+            return Ok(());
+        }
+        taken = read(fd, &mut count);
+    }
+    match taken {
+        // There will be no other.
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether `call` can be signalled without waiting.
+fn has_room(call: &EventNotifier) -> bool {
+    // SAFETY: the descriptor is open as long as `call`, which outlives this call.
+    let fd = unsafe { BorrowedFd::borrow_raw(call.as_raw_fd()) };
+    ready_within(fd, libc::POLLOUT, 0)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::fd::OwnedFd;
+    use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
     use std::os::unix::net::UnixStream;
+    use std::sync::mpsc::channel;
+    use std::thread;
 
     use husk_devices::memory::GuestMemoryMmap;
+    use husk_devices::testing::PATIENCE;
+    use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
     use super::*;
 
@@ -152,6 +208,44 @@ mod tests {
         assert!(!vring.read_kick().unwrap());
         vring.set_enabled(true);
         assert!(vring.read_kick().unwrap(), "the queue is looked at");
+    }
+
+    /// What `call` answers, which has to be without a wait for another thread.
+    fn at_once<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+        let (answer, answered) = channel();
+        thread::spawn(move || answer.send(call()).unwrap());
+        answered.recv_timeout(PATIENCE).unwrap()
+    }
+
+    #[test]
+    fn eventfds_that_the_front_end_has_made_blocking_hold_nobody_up() {
+        let vring = Vring::new(GuestMemory::new(GuestMemoryMmap::new()), 8).unwrap();
+        let [kick, call] = [0, 1].map(|_| {
+            let event = EventFd::new(EFD_CLOEXEC).unwrap().into_raw_fd();
+            // SAFETY: the eventfd has given its descriptor up.
+            unsafe { OwnedFd::from_raw_fd(event) }
+        });
+        vring.set_kick(Some(kick.try_clone().unwrap().into()));
+        vring.set_call(Some(call.try_clone().unwrap().into()));
+        vring.set_enabled(true);
+        let (reading, signalling) = (vring.clone(), vring);
+        rustix::io::write(&kick, &3_u64.to_ne_bytes()).unwrap();
+        for _ in 0..2 {
+            let kicked = reading.clone();
+            assert!(at_once(move || kicked.read_kick().unwrap()), "the queue is looked at");
+        }
+        let counted = |event: &OwnedFd| {
+            let mut count = [0; 8];
+            read(event, &mut count).unwrap();
+            u64::from_ne_bytes(count)
+        };
+        let called = signalling.clone();
+        at_once(move || called.signal_used_queue().unwrap());
+        assert_eq!(counted(&call), 1);
+        rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        at_once(move || signalling.signal_used_queue().unwrap());
+        assert_eq!(counted(&call), u64::MAX - 1, "it is signalled already");
+        assert!(!ready_within(kick.as_fd(), libc::POLLIN, 0), "the kick was read");
     }
 
     #[test]

@@ -384,6 +384,8 @@ const FILE_SERVER: &[Rule] = &[
     any(libc::SYS_recvmsg),
     any(libc::SYS_sendmsg),
     any(libc::SYS_shutdown),
+    // Kicks, which the front-end may have made blocking.
+    any(libc::SYS_preadv2),
     // A second descriptor of a connection; what a thread of queues waits with, and is ended by.
     only(libc::SYS_fcntl, &[one_of(1, &[n(F_GETFL)])]),
     any(libc::SYS_epoll_create1),

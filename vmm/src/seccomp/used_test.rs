@@ -324,6 +324,7 @@ const UNSEEN: &[(Use, &str)] = &[
     (("FILE_SERVER", n(libc::SYS_recvmsg), None), FILE_SERVER),
     (("FILE_SERVER", n(libc::SYS_sendmsg), None), FILE_SERVER),
     (("FILE_SERVER", n(libc::SYS_shutdown), None), FILE_SERVER),
+    (("FILE_SERVER", n(libc::SYS_preadv2), None), FILE_SERVER),
     (("FILE_SERVER", n(libc::SYS_fcntl), with(libc::F_GETFL)), FILE_SERVER),
     (("FILE_SERVER", n(libc::SYS_epoll_create1), None), FILE_SERVER),
     (("FILE_SERVER", n(libc::SYS_eventfd2), None), FILE_SERVER),
