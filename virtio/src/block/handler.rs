@@ -19,6 +19,7 @@ use super::job::{Answer, Job, Step};
 use super::metrics::BlockMetrics;
 use super::request::{self, Limits, Status};
 use super::scratch::Scratch;
+use super::sync_order::SyncOrder;
 use crate::device::{Handler, HandlerError, Hold, Watch};
 use crate::rate_limit::{DeadlineTimer, Limiter, QueueLimiter};
 use crate::ring::{Chain, Ring, RingError, RingState};
@@ -56,7 +57,8 @@ pub(super) struct QueueHandler {
     // The engine is dropped first: that waits for the kernel to let go of what the other fields hold.
     engine: Engine,
     jobs: InFlight,
-    /// Jobs that wait: for a bounce buffer, or until the host has less to do.
+    sync_order: SyncOrder,
+    /// Jobs that wait: for a bounce buffer, for what became of other syncs, or until the host has less to do.
     waiting: VecDeque<usize>,
     /// Cost of the operations that plain calls have carried out in this turn.
     done: usize,
@@ -82,6 +84,7 @@ impl QueueHandler {
         Self {
             engine: Engine::Plain,
             jobs: InFlight::new(usize::from(ring.size().min(MAX_DEPTH))),
+            sync_order: SyncOrder::default(),
             waiting: VecDeque::new(),
             done: 0,
             ending: false,
@@ -146,10 +149,11 @@ impl QueueHandler {
         let mut cost = 0_usize;
         let mut ended = std::mem::take(&mut self.ended);
         self.engine.reap(&mut ended);
-        // All of them are told their results before one is answered: where the host has lost data, it has told so to one sync only of those
-        // that ended with it.
+        // All of them are told their results before one is answered: where the host has lost data, it has told so to
+        // one sync only of those that ended with it.
         for Completion { slot, result } in &mut ended {
             cost = cost.saturating_add(self.jobs.end(*slot));
+            self.sync_order.end(*slot);
             if let Some(job) = self.jobs.get_mut(*slot) {
                 job.complete(&self.disk.image, std::mem::replace(result, Ok(0)));
             }
@@ -222,6 +226,10 @@ impl QueueHandler {
         let mut at_once = false;
         loop {
             let at_limit = self.is_at_limit();
+            if !self.sync_order.is_settled(slot) {
+                self.waiting.push_back(slot);
+                return Ok(());
+            }
             let Some(job) = self.jobs.get_mut(slot) else {
                 return Ok(());
             };
@@ -230,6 +238,14 @@ impl QueueHandler {
                 Step::Run(_) | Step::Wait if self.ending => Status::IoError,
                 Step::Run(op) if !at_limit => {
                     let cost = op.cost();
+                    let (op, is_sync) = match op {
+                        Op::Sync { .. } => {
+                            let file = self.disk.image.sync_file(self.ring.index());
+                            (Op::Sync { file }, true)
+                        }
+                        other => (other, false),
+                    };
+                    self.sync_order.forget(slot);
                     let others =
                         matches!(op, Op::Write { .. }) && (!self.waiting.is_empty() || self.ring.backlog()? > 0);
                     // SAFETY: file and bounce buffers, the array of buffers and, through its chain, guest memory belong
@@ -237,6 +253,9 @@ impl QueueHandler {
                     // result has been told; on every way out of here the engine is dropped before any of them.
                     let Some(result) = (unsafe { self.engine.run(slot, op, others) }) else {
                         self.jobs.begin(slot, cost);
+                        if is_sync {
+                            self.sync_order.begin(slot);
+                        }
                         return Ok(());
                     };
                     at_once = true;
@@ -249,6 +268,7 @@ impl QueueHandler {
                     return Ok(());
                 }
             };
+            self.sync_order.forget(slot);
             if let Some(job) = self.jobs.remove(slot) {
                 self.answer(job, status)?;
                 // What this thread has done itself took its time: the driver should not wait for that of other requests as well.

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use husk_devices::testing::until;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH as FLUSH, VIRTIO_BLK_T_IN as IN, VIRTIO_BLK_T_OUT as OUT};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::MmapRegion;
 
 use super::super::engine::Op;
-use super::QueueHandler;
+use super::{COMPLETED, KICKED, QueueHandler};
 use crate::block::testing::{
     DATA, Guest, HEADER, HERE, IO_ERROR, KIB, OK, STATUS, UNANSWERED, Watched, activation, buffers, config, counter,
     has_uring, image, pattern, pipe, plain_reply, with_both_engines,
@@ -642,4 +643,62 @@ fn chain_offered_twice_while_in_flight_ends_the_queue_unharmed() {
         "the first one was carried out"
     );
     assert_eq!(guest.driver.take_used(), None);
+}
+
+/// A queue with a flush that the host has ended, beside another sync that it has not told of.
+struct TwoSyncs {
+    // The handler goes before the image.
+    handler: QueueHandler,
+    block: Block,
+    driver: Driver,
+    head: u16,
+    other: usize,
+    _file: tempfile::NamedTempFile,
+}
+
+fn two_syncs() -> TwoSyncs {
+    let file = image(&pattern(4 * KIB, 1));
+    let block = Block::open(config(file.path(), true)).unwrap();
+    let mem = memory();
+    let mut driver = Driver::new(&mem, 0x1000, 16);
+    let mut handler = block.queue_handler(driver.ring(), &block.writeback);
+    handler.watch(&mut Watched::default()).unwrap();
+    let other = handler.jobs.depth() - 1;
+    handler.sync_order.begin(other);
+    driver.write(HEADER, &Guest::header(FLUSH, 0));
+    driver.write(STATUS, &[UNANSWERED]);
+    let head = driver.add(&[Buf::Out(HEADER, 16), Buf::In(STATUS, 1)]);
+    handler.wake(KICKED, &mut Watched::default()).unwrap();
+    until(|| {
+        handler.wake(COMPLETED, &mut Watched::default()).unwrap();
+        !handler.engine.is_busy()
+    });
+    TwoSyncs {
+        handler,
+        block,
+        driver,
+        head,
+        other,
+        _file: file,
+    }
+}
+
+#[test]
+fn a_flush_is_answered_by_what_all_syncs_say_that_ran_beside_it() {
+    if !has_uring() {
+        return;
+    }
+    for (lost, status) in [(false, OK), (true, IO_ERROR)] {
+        let mut syncs = two_syncs();
+        assert_eq!(syncs.driver.take_used(), None);
+        assert_eq!(syncs.driver.read(STATUS, 1), [UNANSWERED]);
+        if lost {
+            let error = std::io::Error::from_raw_os_error(libc::EIO);
+            syncs.block.image.durability().lose(&error);
+        }
+        syncs.handler.sync_order.end(syncs.other);
+        syncs.handler.wake(COMPLETED, &mut Watched::default()).unwrap();
+        assert_eq!(syncs.driver.take_used(), Some((syncs.head.into(), 1)));
+        assert_eq!(syncs.driver.read(STATUS, 1), [status]);
+    }
 }

@@ -62,6 +62,8 @@ pub enum BlockError {
 #[derive(Debug)]
 pub(super) struct Image {
     file: FileLock,
+    /// For each queue but the first, to sync what was written.
+    sync_files: Vec<File>,
     direct: Option<Direct>,
     readonly: bool,
     discard: bool,
@@ -105,6 +107,9 @@ impl Image {
             true => Some(Self::set_up_direct(config, &file, &handle)?),
             false => None,
         };
+        let written_queues = if config.readonly { 1 } else { config.queues };
+        let sync_files = (1..written_queues).map(|_| open(config, flags, &handle));
+        let sync_files = sync_files.collect::<Result<_, _>>()?;
         let what = format_args!("disk image {}", config.path.display());
         let locked = FileLock::take(file, !config.readonly, what).map_err(|source| unknown("the lock", source))?;
         let locked = locked.ok_or(BlockError::Busy)?;
@@ -127,6 +132,7 @@ impl Image {
         };
         Ok(Self {
             file: locked,
+            sync_files,
             direct,
             readonly: config.readonly,
             discard: config.discard && !config.readonly,
@@ -191,6 +197,14 @@ impl Image {
     /// The descriptor for operations without data.
     pub fn file(&self) -> &File {
         self.file.file()
+    }
+
+    /// What `queue` brings to stable storage what was written by: fdatasync(2) is for the whole image. Each queue has an
+    /// open file of its own, and so is told itself of a write-back that failed: of one that all had, another queue might
+    /// have been told while this one finds success ([`Durability`]).
+    pub fn sync_file(&self, queue: u16) -> &File {
+        let own = usize::from(queue).checked_sub(1);
+        own.and_then(|own| self.sync_files.get(own)).unwrap_or(self.file())
     }
 
     /// How to reach `len` bytes at `offset`. What is not in whole units of direct I/O goes through the page cache.

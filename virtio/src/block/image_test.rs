@@ -208,3 +208,26 @@ fn block_of_a_file_is_a_sector_however_it_is_opened() {
         assert_eq!(image.allocation_unit(), 1);
     }
 }
+
+#[test]
+fn each_queue_of_a_disk_that_is_written_syncs_through_an_open_file_of_its_own() {
+    let image = image(&pattern(4096, 1));
+    let of = |readonly| BlockConfig {
+        queues: 3,
+        readonly,
+        ..config(image.path())
+    };
+    let writable = Image::open(&of(false)).unwrap();
+    // What is one open file has one position.
+    let files = [0, 1, 2].map(|queue| writable.sync_file(queue));
+    for (file, position) in files.iter().zip(1..) {
+        let mut file = *file;
+        file.seek(SeekFrom::Start(position)).unwrap();
+    }
+    let positions = files.map(|mut file| file.stream_position().unwrap());
+    assert_eq!(positions, [1, 2, 3]);
+    drop(writable);
+    let readonly = Image::open(&of(true)).unwrap();
+    assert_eq!(readonly.sync_files.len(), 0);
+    assert!(std::ptr::eq(readonly.sync_file(2), readonly.file()));
+}

@@ -42,6 +42,7 @@ mod metrics;
 mod plain;
 mod request;
 mod scratch;
+mod sync_order;
 mod transfer;
 mod uring;
 mod zeroing;
