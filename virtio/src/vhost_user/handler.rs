@@ -1,5 +1,5 @@
-//! The running half of a vhost-user device: hands its rings over, waits for the end, takes them back; and where the end comes from
-//! the back-end, says no in its place.
+//! The running half of a vhost-user device: hands its rings over, waits for the end, takes them back; and where the end
+//! comes from the back-end, says no in its place.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -9,10 +9,12 @@ use husk_devices::error_chain;
 use husk_devices::memory::GuestMemory;
 use vm_memory::GuestAddressSpace;
 
+use super::deadline::Deadline;
 use super::doorbell::Doorbell;
 use super::error::BackendError;
 use super::error_responder::ErrorResponder;
 use super::frontend::{Frontend, Vring};
+use super::late_requests::{self, LateRequestWait, late_requests};
 use super::link::{Link, LinkGuard};
 use crate::call_event::{CallEvent, used_index};
 use crate::device::{Activation, Handler, HandlerError, Hold, StartError, Watch};
@@ -20,9 +22,11 @@ use crate::ring::{Protocol, RingParts, RingState};
 
 /// Token of the connection. A ring whose interrupts are passed on has its number, plus 1.
 const CONNECTION: u32 = 0;
-/// Tokens of kicks that the kernel did not catch, and of all kicks once they are this process's to answer: above those of all queues
-/// that a device can have.
+/// Tokens of kicks that the kernel did not catch, and of all kicks once they are this process's to answer: above those of
+/// all queues that a device can have.
 const KICKS: u32 = 1 << 16;
+/// Token of the timer for late requests: above those of all kicks.
+const LATE_REQUESTS: u32 = 1 << 17;
 
 /// Serves no request itself as long as somebody else does.
 pub struct VhostUserHandler {
@@ -39,6 +43,8 @@ pub struct VhostUserHandler {
     asked: Option<LinkGuard<Arc<Link>>>,
     /// Rings that are given back stay here.
     held: bool,
+    /// They are here, and requests from them may not have ended.
+    late_request_wait: LateRequestWait,
     /// What is watched of the connection.
     connection: Option<RawFd>,
     /// Has the rings once the back-end is gone.
@@ -94,6 +100,7 @@ impl VhostUserHandler {
             served: 0,
             asked: None,
             held: false,
+            late_request_wait: LateRequestWait::default(),
             connection: None,
             error_responder: None,
         })
@@ -130,9 +137,8 @@ impl VhostUserHandler {
         let frontend = connection.present()?;
         frontend.check()?;
         self.start_rings(frontend)?;
-        // What became available meanwhile came without a kick that anybody heard. And a request that ended after
-        // its ring had been given back came without an interrupt: a back-end whose requests are other threads' answers before
-        // they end (virtiofsd with a pool), and has nothing left then to tell the driver by.
+        // What became available meanwhile came without a kick that anybody heard. And a request that ended after its
+        // ring had been given back came without an interrupt: the back-end had nothing left to tell the driver by.
         for BackendRing { ring, doorbell, .. } in &self.rings {
             doorbell.ring();
             ring.notify.signal();
@@ -177,13 +183,13 @@ impl VhostUserHandler {
 }
 
 impl VhostUserHandler {
-    /// Has all rings back, or has asked for the next one. By the protocol a back-end that gives one back is done with it, and with guest
-    /// memory on its account; one with a pool of threads may still end requests in it: see [`VhostUserHandler::lend_again`]. The position of
-    /// one that is not given back is a guess.
+    /// Has all rings back, or has asked for the next one. By the protocol a back-end that gives one back is done with
+    /// it, and with guest memory on its account; one with a pool of threads may still end requests in it
+    /// ([`late_requests`]). The position of one that is not given back is a guess.
     ///
     /// # Errors
-    /// Not all are given back, or not in time. The back-end has been hung up on: one that lost its front-end lets go of guest memory, and
-    /// there is no other way to make it.
+    /// Not all are given back, or not in time. The back-end has been hung up on: one that lost its front-end lets go of
+    /// guest memory, and there is no other way to make it.
     fn take_back(&mut self, patience: Patience) -> Result<Hold, BackendError> {
         let taken = self.stop_rings(patience);
         if let Ok(Hold::Pending) = taken {
@@ -202,6 +208,82 @@ impl VhostUserHandler {
         }
         self.rings.iter().for_each(BackendRing::relay);
         taken
+    }
+
+    /// Has all rings back for good, and waits for what was begun in them. Else the connection has been closed.
+    fn take_back_for_good(&mut self) {
+        let taken = self.take_back(Patience::Waits);
+        if taken.is_err() || self.wait_for_late_requests().is_err() {
+            self.link.close();
+        }
+        self.late_request_wait.end();
+    }
+
+    /// Waits for requests in rings that have come back.
+    ///
+    /// # Errors
+    /// They have not all ended, and the back-end has been hung up on: the driver will have other uses for the memory.
+    fn wait_for_late_requests(&mut self) -> Result<(), BackendError> {
+        let deadline = Deadline::after(self.link.late_limit());
+        while self.late_requests() > 0 {
+            if self.link.is_retired() {
+                return Err(BackendError::Gone(None));
+            }
+            self.link.acquire()?.present()?.check()?;
+            if !late_requests::sleep(deadline) {
+                self.give_late_requests_up("is left: its device stops");
+                self.link.hang_up();
+                return Err(BackendError::Gone(None));
+            }
+        }
+        self.note_used();
+        Ok(())
+    }
+
+    /// As [`VhostUserHandler::wait_for_late_requests`], in the handler's own time.
+    fn hold_for_late_requests(&mut self, watch: &mut dyn Watch) -> Hold {
+        if self.late_requests() > 0 {
+            let limit = self.link.late_limit();
+            // Without a timer there is nobody to look again.
+            let paused = self.late_request_wait.pause(limit, LATE_REQUESTS, watch);
+            if paused.unwrap_or(false) {
+                return Hold::Pending;
+            }
+            self.give_late_requests_up("may still write guest memory while the device is held");
+        }
+        self.late_request_wait.end();
+        self.note_used();
+        Hold::Held
+    }
+
+    /// Requests that the back-end has taken and not ended, in rings that have come back.
+    fn late_requests(&self) -> u32 {
+        let mem = self.mem.memory();
+        let served = self.rings.iter().take(self.served);
+        served
+            .map(|BackendRing { ring, .. }| u32::from(late_requests(&ring.state.queue, &mem)))
+            .sum()
+    }
+
+    /// Counts and tells that requests are waited for no longer. `consequence`: what that means for the back-end.
+    fn give_late_requests_up(&self, consequence: &str) {
+        let requests = self.late_requests();
+        self.link.metrics().late_requests.add(requests.into());
+        log::warn!(
+            "{}: the back-end gave its queues back and has not ended requests in them ({requests}) within {} ms; it \
+             {consequence}",
+            self.link.socket().display(),
+            self.link.late_limit().as_millis(),
+        );
+    }
+
+    /// Takes the positions of the used rings that have come back.
+    fn note_used(&mut self) {
+        let mem = self.mem.memory();
+        for BackendRing { ring, .. } in self.rings.iter_mut().take(self.served) {
+            let queue = &mut ring.state.queue;
+            queue.next_used = used_index(&mem, queue.used_ring);
+        }
     }
 
     /// Asks for the rings that the back-end has, from the last one on.
@@ -285,6 +367,11 @@ impl Handler for VhostUserHandler {
     }
 
     fn wake(&mut self, token: u32, watch: &mut dyn Watch) -> Result<(), HandlerError> {
+        if token == LATE_REQUESTS {
+            // Whoever waits looks after this.
+            self.late_request_wait.on_timer();
+            return Ok(());
+        }
         if let Some(number) = Self::number(token, KICKS) {
             if let Some(error_responder) = &mut self.error_responder {
                 return error_responder.wake(number, self.link.metrics());
@@ -314,14 +401,20 @@ impl Handler for VhostUserHandler {
         checked.or_else(|error| self.failed(&error, watch))
     }
 
-    /// What the back-end holds it gives back, as for a reset, in its own time.
+    /// What the back-end holds it gives back, as for a reset, in its own time; and ends what it has begun, within a limit.
     fn hold(&mut self, watch: &mut dyn Watch) -> Result<Hold, HandlerError> {
         if self.error_responder.is_some() {
             return Ok(Hold::Held);
         }
         self.held = true;
-        let taken = self.take_back(Patience::Returns);
-        taken.or_else(|error| self.failed(&error, watch).map(|()| Hold::Held))
+        if !self.late_request_wait.is_begun() {
+            match self.take_back(Patience::Returns) {
+                Ok(Hold::Held) => {}
+                Ok(Hold::Pending) => return Ok(Hold::Pending),
+                Err(error) => return self.failed(&error, watch).map(|()| Hold::Held),
+            }
+        }
+        Ok(self.hold_for_late_requests(watch))
     }
 
     fn release(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError> {
@@ -329,6 +422,7 @@ impl Handler for VhostUserHandler {
             return Ok(());
         }
         self.held = false;
+        self.late_request_wait.end();
         self.lend_again().or_else(|error| self.failed(&error, watch))
     }
 
@@ -337,9 +431,7 @@ impl Handler for VhostUserHandler {
             return false;
         }
         self.forget(watch);
-        if self.take_back(Patience::Waits).is_err() {
-            self.link.close();
-        }
+        self.take_back_for_good();
         let mut error_responder = ErrorResponder::new(self.protocol);
         for (number, BackendRing { ring, doorbell, .. }) in self.rings.drain(..).enumerate() {
             let owed = number < self.served;
@@ -354,9 +446,7 @@ impl Handler for VhostUserHandler {
         if let Some(error_responder) = self.error_responder {
             return error_responder.into_states();
         }
-        if self.take_back(Patience::Waits).is_err() {
-            self.link.close();
-        }
+        self.take_back_for_good();
         self.rings.into_iter().map(|lent| lent.ring.state).collect()
     }
 }

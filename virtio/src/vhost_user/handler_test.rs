@@ -129,6 +129,16 @@ impl Bench {
         until(|| worker.is_held());
     }
 
+    /// The back-end has taken `taken` requests of the queue and ended `ended`, ever.
+    fn serve(&self, queue: usize, taken: u16, ended: u16) {
+        self.heard.take_requests(u32::try_from(queue).unwrap(), taken.into());
+        self.end(queue, ended);
+    }
+
+    fn end(&self, queue: usize, ended: u16) {
+        self.drivers[queue].store(self.drivers[queue].used + 2, ended);
+    }
+
     fn metrics(&self) -> &VhostUserMetrics {
         self.link.metrics()
     }
@@ -160,13 +170,14 @@ fn why(failure: HandlerError) -> String {
 fn rings_come_back_where_the_back_end_stopped() {
     let bench = bench(None);
     let (worker, _) = bench.started();
-    bench.drivers[1].store(bench.drivers[1].used + 2, 5);
+    bench.serve(0, 7, 7);
+    bench.serve(1, 5, 5);
     let states = worker.join();
     let positions: Vec<_> = states
         .iter()
         .map(|state| (state.queue.next_avail, state.queue.next_used))
         .collect();
-    assert_eq!(positions, [(7, 0), (7, 5)]);
+    assert_eq!(positions, [(7, 7), (5, 5)]);
     let last: Vec<u32> = bench.heard.requests().into_iter().rev().take(2).collect();
     assert_eq!(last, [Request::GetVringBase as u32; 2]);
 }
@@ -377,6 +388,7 @@ fn a_ring_in_memory_of_its_own_fails_the_device_and_not_the_connection() {
     let mut handler = bench.handler();
     handler.rings[1].ring.state.queue.desc_table = 32 << 20;
     let error = handler.lend().unwrap_err();
+    bench.serve(0, 7, 7);
     assert!(matches!(error, BackendError::RingMemory { queue: 1, .. }));
     assert!(handler.failed(&error, &mut Blind).is_err());
     let states = handler.stop();
@@ -658,6 +670,7 @@ fn memory_that_the_back_end_refuses_is_an_error_of_the_change_and_not_the_end_of
     bench.heard.take();
     bench.link.memory_added(&bench.mem, soon()).unwrap();
     assert_eq!(bench.heard.requests(), [] as [u32; 0], "it has what it had");
+    bench.serve(0, 7, 7);
     assert_eq!(
         worker.join()[0].queue.next_avail,
         7,
@@ -671,6 +684,8 @@ fn a_held_device_has_its_rings_back_and_goes_on_where_they_stopped() {
     let bench = bench(None);
     let (worker, _failures) = bench.started();
     bench.heard.take();
+    bench.serve(0, 7, 7);
+    bench.serve(1, 9, 9);
     bench.hold(&worker);
     assert_eq!(bench.heard.requests(), [Request::GetVringBase as u32; 2]);
     bench.heard.take();
@@ -683,7 +698,7 @@ fn a_held_device_has_its_rings_back_and_goes_on_where_they_stopped() {
         .iter()
         .filter(|message| message.request == Request::SetVringBase as u32);
     let bases: Vec<&[u8]> = bases.map(|message| &message.payload[..]).collect();
-    assert_eq!(bases, [[0, 0, 0, 0, 7, 0, 0, 0], [1, 0, 0, 0, 7, 0, 0, 0]]);
+    assert_eq!(bases, [[0, 0, 0, 0, 7, 0, 0, 0], [1, 0, 0, 0, 9, 0, 0, 0]]);
     assert!(
         !told
             .iter()
@@ -693,18 +708,130 @@ fn a_held_device_has_its_rings_back_and_goes_on_where_they_stopped() {
 }
 
 #[test]
-fn what_a_back_end_gives_back_after_its_ring_is_told_to_the_driver_when_it_goes_on() {
+fn a_device_is_not_held_while_the_back_end_has_requests_whose_ring_came_back() {
     let bench = bench(None);
+    bench.link.set_late_limit(PATIENCE);
+    let mut handler = bench.handler();
+    handler.lend().unwrap();
+    bench.serve(0, 3, 3);
+    bench.serve(1, 7, 5);
+    until(|| {
+        assert_eq!(handler.hold(&mut Blind).unwrap(), Hold::Pending);
+        handler.lent == 0
+    });
+    bench.end(1, 6);
+    assert_eq!(handler.hold(&mut Blind).unwrap(), Hold::Pending);
+    bench.end(1, 7);
+    assert_eq!(handler.hold(&mut Blind).unwrap(), Hold::Held);
+    let states = handler.stop();
+    assert_eq!((states[1].queue.next_avail, states[1].queue.next_used), (7, 7));
+}
+
+#[test]
+fn what_ends_after_its_ring_came_back_is_noticed_and_told_to_the_driver_when_it_goes_on() {
+    let bench = bench(None);
+    bench.link.set_late_limit(PATIENCE);
     let (worker, _failures) = bench.started();
-    bench.hold(&worker);
+    bench.serve(1, 7, 5);
+    worker.hold();
+    until(|| bench.heard.requests().ends_with(&[Request::GetVringBase as u32; 2]));
+    // Another thread of its ends them, without an eventfd to say so by.
+    bench.end(1, 7);
+    until(|| worker.is_held());
     bench.drivers.iter().for_each(|driver| {
         driver.interrupts();
     });
-    // Another thread of its ends a request, without an eventfd to say so by.
-    bench.drivers[1].store(bench.drivers[1].used + 2, 7);
     worker.release();
     until(|| bench.drivers[1].interrupts() > 0);
+    assert_eq!(bench.metrics().late_requests.get(), 0);
     assert_eq!(worker.join().len(), 2);
+}
+
+#[test]
+fn a_request_that_never_ends_holds_a_pause_up_for_a_moment_and_is_counted() {
+    let bench = bench(None);
+    let (worker, failures) = bench.started();
+    bench.serve(1, 7, 5);
+    bench.link.set_late_limit(Duration::from_millis(1));
+    for pause in 1..=2 {
+        bench.hold(&worker);
+        assert_eq!(bench.metrics().late_requests.get(), 2 * pause);
+        bench.heard.take();
+        worker.release();
+        until(|| handed_over(&bench.heard.requests()) == 2);
+    }
+    assert!(bench.link.acquire().unwrap().present().is_ok(), "it is not left");
+    // A device that is reset has memory that is used for something else.
+    worker.join();
+    assert_eq!(bench.metrics().late_requests.get(), 6);
+    assert!(
+        bench.link.acquire().unwrap().present().is_err(),
+        "nobody speaks to it again"
+    );
+    assert!(failures.try_recv().is_err());
+    assert_eq!(bench.metrics().backend_failures.get(), 0);
+}
+
+#[test]
+fn a_request_of_the_back_ends_pool_ends_before_its_device_has_stopped() {
+    let bench = bench(None);
+    bench.link.set_late_limit(PATIENCE);
+    let mut handler = bench.handler();
+    handler.lend().unwrap();
+    bench.serve(1, 7, 5);
+    let stopping = std::thread::spawn(move || handler.stop());
+    until(|| bench.heard.requests().ends_with(&[Request::GetVringBase as u32; 2]));
+    bench.end(1, 6);
+    assert!(!stopping.is_finished());
+    bench.end(1, 7);
+    let states = stopping.join().unwrap();
+    assert_eq!((states[1].queue.next_avail, states[1].queue.next_used), (7, 7));
+    assert!(bench.link.acquire().unwrap().present().is_ok(), "it is not left");
+    assert_eq!(bench.metrics().late_requests.get(), 0);
+}
+
+#[test]
+fn late_requests_keep_neither_a_device_that_goes_nor_one_whose_pause_is_called_off() {
+    let bench = bench(None);
+    bench.link.set_late_limit(PATIENCE);
+    let (worker, failures) = bench.started();
+    bench.serve(1, 7, 5);
+    worker.hold();
+    until(|| bench.heard.requests().ends_with(&[Request::GetVringBase as u32; 2]));
+    bench.heard.take();
+    worker.release();
+    until(|| handed_over(&bench.heard.requests()) == 2);
+    bench.heard.take();
+    worker.hold();
+    until(|| bench.heard.requests() == [Request::GetVringBase as u32; 2]);
+    bench.link.retire();
+    assert_eq!(worker.join().len(), 2);
+    assert_eq!(bench.metrics().late_requests.get(), 0, "nobody waited until the end");
+    assert!(failures.try_recv().is_err());
+}
+
+#[test]
+fn a_back_end_that_dies_with_late_requests_is_a_failure_of_the_device_and_they_are_refused() {
+    let mut bench = bench(Some((Request::RemMemReg, BackendAction::Close)));
+    bench.link.set_late_limit(PATIENCE);
+    let (worker, failures) = bench.started();
+    let owed = ask(&mut bench.drivers[1], 0x8_0000);
+    bench.serve(1, 1, 0);
+    worker.hold();
+    until(|| bench.heard.requests().ends_with(&[Request::GetVringBase as u32; 2]));
+    bench.leave();
+    failures.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(answer_of(&mut bench.drivers[1]), (owed, 1));
+    assert_eq!(bench.metrics().backend_failures.get(), 1);
+    worker.join();
+}
+
+/// Rings that were handed over.
+fn handed_over(requests: &[u32]) -> usize {
+    let enabled = requests
+        .iter()
+        .filter(|request| **request == Request::SetVringEnable as u32);
+    enabled.count()
 }
 
 #[test]
@@ -715,12 +842,6 @@ fn a_pause_that_is_given_up_leaves_a_slow_back_end_at_work() {
         BackendAction::Finish(Arc::new(Mutex::new(finished))),
     )));
     let (worker, failures) = bench.started();
-    let handed_over = |requests: &[u32]| {
-        let enabled = requests
-            .iter()
-            .filter(|request| **request == Request::SetVringEnable as u32);
-        enabled.count()
-    };
     for called_off in [true, true, false] {
         bench.heard.take();
         // Whatever a back-end has begun may last longer than all that it has for anything else.
@@ -760,9 +881,10 @@ fn the_position_in_the_used_ring_is_that_after_the_last_request() {
     )));
     let mut handler = bench.handler();
     handler.lend().unwrap();
+    bench.serve(1, 7, 0);
     let stopping = std::thread::spawn(move || handler.stop());
     until(|| bench.heard.requests().contains(&(Request::GetVringBase as u32)));
-    bench.drivers[1].store(bench.drivers[1].used + 2, 7);
+    bench.end(1, 7);
     finish.send(()).unwrap();
     finish.send(()).unwrap();
     let states = stopping.join().unwrap();
@@ -779,8 +901,10 @@ fn a_device_ends_in_the_middle_of_a_pause_in_order_or_not() {
         )));
         let mut handler = bench.handler();
         handler.lend().unwrap();
+        (0..2).for_each(|queue| bench.heard.take_requests(queue, 7));
         assert_eq!(handler.hold(&mut Blind).unwrap(), Hold::Pending);
         if answers {
+            (0..2).for_each(|queue| bench.end(queue, 7));
             finish.send(()).unwrap();
             finish.send(()).unwrap();
         } else {

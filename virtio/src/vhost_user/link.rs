@@ -23,6 +23,7 @@ use super::deadline::Deadline;
 use super::doorbell::Doorbell;
 use super::error::BackendError;
 use super::frontend::Frontend;
+use super::late_requests;
 use crate::device::{MemoryListener, Retire};
 use crate::unix;
 
@@ -42,6 +43,8 @@ pub struct VhostUserMetrics {
     pub refused_requests: Counter,
     /// Requests that a back-end owed when it left, and that could not be found.
     pub lost_requests: Counter,
+    /// Requests that the back-end had taken and not ended a second after it gave their queue back.
+    pub late_requests: Counter,
     /// Changes of guest RAM that the back-end was told while it served rings.
     pub memory_updates: Counter,
 }
@@ -54,6 +57,7 @@ impl MetricsSource for VhostUserMetrics {
             ("backend_failures", self.backend_failures.get()),
             ("refused_requests", self.refused_requests.get()),
             ("lost_requests", self.lost_requests.get()),
+            ("late_requests", self.late_requests.get()),
             ("memory_updates", self.memory_updates.get()),
         ]
     }
@@ -66,6 +70,8 @@ pub struct Link {
     queues: u16,
     /// What the back-end has on each occasion.
     limit: Mutex<Duration>,
+    /// What it has for requests whose queue has come back.
+    late_limit: Mutex<Duration>,
     metrics: Arc<VhostUserMetrics>,
     /// What the back-end is told, where that is not what the device reaches.
     shared: OnceLock<GuestMemory>,
@@ -125,6 +131,7 @@ impl Link {
             socket: socket.to_owned(),
             queues,
             limit: Mutex::new(limit),
+            late_limit: Mutex::new(late_requests::LIMIT),
             metrics,
             shared: OnceLock::new(),
             state: Mutex::new(LinkState {
@@ -198,6 +205,17 @@ impl Link {
 
     fn limit(&self) -> Duration {
         *lock(&self.limit)
+    }
+
+    /// How long requests are waited for whose queue has come back.
+    pub(super) fn late_limit(&self) -> Duration {
+        *lock(&self.late_limit)
+    }
+
+    /// Gives such requests `limit` from the next wait on.
+    #[cfg(test)]
+    pub(super) fn set_late_limit(&self, limit: Duration) {
+        *lock(&self.late_limit) = limit;
     }
 
     /// Gives the back-end `limit` from the next occasion on.

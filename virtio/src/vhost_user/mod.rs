@@ -22,8 +22,10 @@
 //! another eventfd to signal. To pass all kicks on would be simpler and cost two wake-ups for each; to write to the back-end's eventfd
 //! on a vCPU, which is what a shared one comes to, lets a back-end stop that vCPU, and whoever waits for its locks.
 //!
-//! **A pause** takes the rings back as a stop does, and hands them over again at the same positions, without a word about features or
-//! memory in between: only to the same back-end, since another one would not know the driver's session.
+//! **A pause** takes the rings back as a stop does, and hands them over again at the same positions, without a word
+//! about features or memory in between: only to the same back-end, since another one would not know the driver's
+//! session. Requests that the back-end ends after that are waited for, a second at most. A pause goes on without them
+//! then; a stop hangs up, since the driver may have other uses for the memory.
 //!
 //! **The end.** A driver does not give up on a request: what a lost back-end owed would hold the guest's processes for ever. So the
 //! handler survives its back-end: it hangs up, which makes one that still lives let go of the rings, finds out what is owed
@@ -45,6 +47,7 @@ mod error;
 mod error_responder;
 mod frontend;
 mod handler;
+mod late_requests;
 mod link;
 mod memory;
 mod message;

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "receiving descriptors")]
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -91,6 +92,8 @@ pub(crate) struct Heard {
     pub messages: Mutex<Vec<Message>>,
     /// By kick or call request and queue.
     pub events: Mutex<Vec<(u32, EventFd)>>,
+    /// By queue, the next request that it would take.
+    positions: Mutex<BTreeMap<u32, u32>>,
 }
 
 impl Heard {
@@ -106,6 +109,11 @@ impl Heard {
     /// Forgets and returns the messages.
     pub fn take(&self) -> Vec<Message> {
         std::mem::take(&mut self.messages.lock().unwrap())
+    }
+
+    /// Has the back-end have taken the requests of `queue` up to `position`.
+    pub fn take_requests(&self, queue: u32, position: u32) {
+        self.positions.lock().unwrap().insert(queue, position);
     }
 
     /// The descriptor that came last with `request`.
@@ -124,7 +132,7 @@ pub(crate) fn serve(mut socket: UnixStream, action: Option<(Request, BackendActi
         let (mut dawdles, mut times) = (false, 0);
         while let Some((wants_answer, message)) = receive(&mut socket, &ears) {
             let request = message.request;
-            let usual = answer_to(&message).or(wants_answer.then_some(0));
+            let usual = answer_to(&message, &ears).or(wants_answer.then_some(0));
             ears.messages.lock().unwrap().push(message);
             let now = action.as_ref().filter(|(at, _)| *at as u32 == request);
             times += usize::from(now.is_some());
@@ -195,15 +203,27 @@ fn receive(socket: &mut UnixStream, heard: &Heard) -> Option<(bool, Message)> {
     Some((word(4) & 8 != 0, message))
 }
 
-fn answer_to(message: &Message) -> Option<u64> {
+fn answer_to(message: &Message, heard: &Heard) -> Option<u64> {
+    let ring = || {
+        let (index, position) = message.payload.split_at(4);
+        [index, position].map(|bytes| u32::from_ne_bytes(bytes.try_into().unwrap()))
+    };
     let is = |request: Request| message.request == request as u32;
     match () {
         () if is(Request::GetFeatures) => Some(FEATURES),
         () if is(Request::GetProtocolFeatures) => Some(PROTOCOL),
         () if is(Request::GetQueueNum) => Some(4),
         () if is(Request::GetMaxMemSlots) => Some(32),
-        // The ring's index, and 7 requests taken.
-        () if is(Request::GetVringBase) => Some(u64::from_ne_bytes(message.payload[..].try_into().unwrap()) | 7 << 32),
+        () if is(Request::SetVringBase) => {
+            let [index, position] = ring();
+            heard.take_requests(index, position);
+            None
+        }
+        () if is(Request::GetVringBase) => {
+            let index = ring()[0];
+            let position = heard.positions.lock().unwrap().get(&index).copied().unwrap_or(0);
+            Some(u64::from(index) | u64::from(position) << 32)
+        }
         () => None,
     }
 }

@@ -211,6 +211,7 @@ fs starts counter Times that the back-end was given the rings
 fs backend_failures counter Times that the back-end failed
 fs refused_requests counter Requests refused because there was no back-end
 fs lost_requests counter Requests that went down with the back-end
+fs late_requests counter Requests that the back-end had not ended a second after it gave their queue back
 fs memory_updates counter Times that the back-end was told of memory
 fs lock_waits counter Times that a request waited for a lock
 fs refused_lock_waits counter Requests refused because too many waited for locks
