@@ -318,6 +318,7 @@ impl VirtioDevice for Mem {
             backing: self.backing.clone(),
             on_change: self.on_change.clone(),
             metrics: self.metrics.clone(),
+            change: None,
         })])
     }
 }

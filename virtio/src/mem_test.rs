@@ -3,7 +3,7 @@ use std::sync::atomic::AtomicUsize;
 
 use super::handler::{
     KICK, REQ_PLUG, REQ_STATE, REQ_UNPLUG, REQ_UNPLUG_ALL, RESP_ACK, RESP_BUSY, RESP_ERROR, RESP_NACK, STATE_MIXED,
-    STATE_PLUGGED, STATE_UNPLUGGED,
+    STATE_PLUGGED, STATE_UNPLUGGED, STEP_BYTES,
 };
 use super::*;
 use crate::device::{HandlerError, Watch};
@@ -70,11 +70,15 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::of(BLOCKS)
+    }
+
+    fn of(blocks: u64) -> Self {
         let (host, changes) = (Host::default(), Arc::new(AtomicUsize::new(0)));
         let seen = changes.clone();
         let config = MemConfig {
             base: BASE,
-            region_bytes: BLOCKS * UNIT,
+            region_bytes: blocks * UNIT,
             block_bytes: UNIT,
         };
         let device = Mem::new(config, host.clone(), move || {
@@ -107,16 +111,35 @@ impl Bench {
 
     /// Sends one request; returns the response type and the state.
     fn ask(&mut self, kind: u16, addr: u64, count: u16) -> (u16, u16) {
+        self.send(kind, addr, count);
+        self.wake().unwrap();
+        self.answer().unwrap()
+    }
+
+    fn send(&mut self, kind: u16, addr: u64, count: u16) {
         let mut request = [0; 24];
         request[..2].copy_from_slice(&kind.to_le_bytes());
         request[8..16].copy_from_slice(&addr.to_le_bytes());
         request[16..18].copy_from_slice(&count.to_le_bytes());
         self.driver.write(REQUEST, &request);
         self.driver.add(&[Buf::Out(REQUEST, 24), Buf::In(RESPONSE, 10)]);
-        self.wake().unwrap();
-        assert_eq!(self.driver.take_used().unwrap().1, 10);
+    }
+
+    /// The response type and the state, if there is an answer.
+    fn answer(&mut self) -> Option<(u16, u16)> {
+        let (_, bytes) = self.driver.take_used()?;
+        assert_eq!(bytes, 10);
         let word = |at| u16::from_le_bytes(self.driver.read(RESPONSE + at, 2).try_into().unwrap());
-        (word(0), word(8))
+        Some((word(0), word(8)))
+    }
+
+    /// Wakes the handler once, which has rung for more of a request; what the host was asked for then.
+    fn next_step(&mut self) -> Vec<(bool, u64, u64)> {
+        assert_eq!(self.answer(), None);
+        assert!(self.driver.kick.read().is_ok(), "nobody would go on");
+        self.host.done();
+        self.wake().unwrap();
+        self.host.done()
     }
 
     fn interrupts(&self) -> usize {
@@ -373,4 +396,103 @@ fn the_counters_tell_the_sizes() {
     assert_eq!(of("requested_bytes"), Some(2 * UNIT));
     assert_eq!(of("usable_bytes"), Some(BLOCKS * UNIT));
     assert_eq!(of("requests"), Some(1));
+}
+
+/// Blocks of a step.
+const STEP: u64 = STEP_BYTES / UNIT;
+
+#[test]
+fn a_long_request_is_carried_out_in_steps_and_answered_after_the_last() {
+    let mut bench = Bench::of(4 * STEP);
+    let handle = bench.device.handle();
+    handle.request(4 * STEP_BYTES).unwrap();
+    let all = u16::try_from(4 * STEP).unwrap();
+    bench.send(REQ_PLUG, at(0), all);
+    bench.wake().unwrap();
+    assert_eq!(bench.host.done(), [(true, 0, STEP)]);
+    assert_eq!(handle.size().plugged_bytes, STEP_BYTES);
+    // Whatever the driver writes over it meanwhile.
+    bench.driver.write(REQUEST, &[0xee; 24]);
+    for step in 1..4 {
+        assert_eq!(bench.next_step(), [(true, step * STEP, STEP)]);
+    }
+    assert_eq!(bench.answer(), Some((RESP_ACK, 0)));
+    assert!(bench.driver.kick.read().is_err(), "that was all");
+    assert_eq!(bench.ask(REQ_UNPLUG, at(1), 1), (RESP_ACK, 0));
+    bench.host.done();
+    // Two runs, of which the first ends within a step.
+    bench.send(REQ_UNPLUG_ALL, 0, 0);
+    bench.wake().unwrap();
+    assert_eq!(bench.host.done(), [(false, 0, 1), (false, 2, STEP - 1)]);
+    assert_eq!(bench.next_step(), [(false, STEP + 1, STEP)]);
+    assert_eq!(bench.next_step(), [(false, 2 * STEP + 1, STEP)]);
+    assert_eq!(bench.next_step(), [(false, 3 * STEP + 1, STEP - 1)]);
+    assert_eq!(bench.answer(), Some((RESP_ACK, 0)));
+    assert_eq!((handle.size().plugged_bytes, bench.config(0x28)), (0, 0));
+    assert_eq!(bench.device.metrics().requests.get(), 3);
+}
+
+#[test]
+fn several_requests_together_are_no_more_than_a_step() {
+    let mut bench = Bench::of(2 * STEP);
+    bench.device.handle().request(2 * STEP_BYTES).unwrap();
+    let blocks = u16::try_from(STEP).unwrap();
+    bench.send(REQ_PLUG, at(0), blocks);
+    let mut request = [0; 24];
+    request[8..16].copy_from_slice(&at(STEP).to_le_bytes());
+    request[16..18].copy_from_slice(&blocks.to_le_bytes());
+    bench.driver.write(REQUEST + 0x100, &request);
+    bench
+        .driver
+        .add(&[Buf::Out(REQUEST + 0x100, 24), Buf::In(RESPONSE + 0x100, 10)]);
+    bench.wake().unwrap();
+    assert_eq!(bench.answer(), Some((RESP_ACK, 0)));
+    assert_eq!(bench.host.done(), [(true, 0, STEP)]);
+    assert_eq!(bench.next_step(), [(true, STEP, STEP)]);
+    assert!(bench.driver.take_used().is_some());
+}
+
+#[test]
+fn what_the_host_refuses_half_way_is_undone_before_the_driver_is_told() {
+    for (kind, plugged) in [(REQ_PLUG, true), (REQ_UNPLUG, false)] {
+        let mut bench = Bench::of(4 * STEP);
+        let handle = bench.device.handle();
+        handle.request(4 * STEP_BYTES).unwrap();
+        let all = u16::try_from(4 * STEP).unwrap();
+        if !plugged {
+            bench.send(REQ_PLUG, at(0), all);
+            (0..4).for_each(|_| bench.wake().unwrap());
+            assert_eq!(bench.answer(), Some((RESP_ACK, 0)));
+        }
+        let before = handle.size().plugged_bytes;
+        bench.host.done();
+        bench.send(kind, at(0), all);
+        bench.wake().unwrap();
+        assert_eq!(bench.next_step(), [(plugged, STEP, STEP)]);
+        bench.host.broken.store(true, Ordering::Relaxed);
+        assert_eq!(bench.next_step(), []);
+        bench.host.broken.store(false, Ordering::Relaxed);
+        assert_ne!(handle.size().plugged_bytes, before);
+        assert_eq!(bench.next_step(), [(!plugged, 0, STEP)]);
+        assert_eq!(bench.next_step(), [(!plugged, STEP, STEP)]);
+        assert_eq!(bench.answer(), Some((RESP_BUSY, 0)));
+        assert_eq!(handle.size().plugged_bytes, before);
+        assert_eq!(bench.device.metrics().busy.get(), 1);
+    }
+}
+
+#[test]
+fn a_reset_between_two_steps_leaves_blocks_as_they_are_and_the_next_driver_is_told() {
+    let mut bench = Bench::of(4 * STEP);
+    let handle = bench.device.handle();
+    handle.request(4 * STEP_BYTES).unwrap();
+    bench.send(REQ_PLUG, at(0), u16::try_from(4 * STEP).unwrap());
+    bench.wake().unwrap();
+    bench.next_step();
+    bench.reset();
+    assert_eq!(handle.size().plugged_bytes, 2 * STEP_BYTES);
+    bench.start();
+    let half = u16::try_from(2 * STEP).unwrap();
+    assert_eq!(bench.ask(REQ_STATE, at(0), half), (RESP_ACK, STATE_PLUGGED));
+    assert_eq!(bench.ask(REQ_STATE, at(2 * STEP), half), (RESP_ACK, STATE_UNPLUGGED));
 }
