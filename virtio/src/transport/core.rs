@@ -30,7 +30,6 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::features::Features;
-use super::profile::{self, ProfileError};
 use super::queue::{QueuePart, QueueRegisters};
 use super::running::Running;
 use super::words;
@@ -70,20 +69,11 @@ pub struct Core {
 }
 
 impl Core {
-    /// A device in its reset state, called `name` in logs, counters and thread names.
-    ///
-    /// # Errors
-    /// When its profile is not one that `queues` at most can serve.
-    pub fn new(
-        device: Box<dyn VirtioDevice>,
-        name: String,
-        mem: GuestMemory,
-        max_queues: u16,
-    ) -> Result<Self, ProfileError> {
-        let profile = device.profile();
-        profile::check(&profile, &name, max_queues)?;
+    /// A device in its reset state, called `name` in logs, counters and thread names. `profile` is the device's, and has
+    /// been checked.
+    pub fn new(device: Box<dyn VirtioDevice>, profile: Profile, name: String, mem: GuestMemory) -> Self {
         let queues = profile.queue_sizes.iter().map(|size| QueueRegisters::new(*size));
-        Ok(Self {
+        Self {
             name,
             running: Running::new(device.thread_class(), device.on_retire()),
             device,
@@ -94,7 +84,7 @@ impl Core {
             profile,
             resetting: false,
             resets: 0,
-        })
+        }
     }
 
     /// Has the device's threads come from `threads`.
@@ -130,7 +120,7 @@ impl Core {
 
     /// Number of virtqueues that the device has, enabled or not.
     pub fn queue_count(&self) -> u16 {
-        u16::try_from(self.queues.len()).expect("checked by Core::new")
+        u16::try_from(self.queues.len()).expect("the profile was checked")
     }
 
     /// `device_status`. Non-zero after a reset until the I/O threads have stopped.

@@ -22,7 +22,8 @@ fn bench() -> Bench {
     let mem = memory();
     let echo = Echo::new();
     let control = echo.control.clone();
-    let core = Core::new(Box::new(echo), "echo".into(), mem.clone(), 8).unwrap();
+    let profile = echo.profile();
+    let core = Core::new(Box::new(echo), profile, "echo".into(), mem.clone());
     let drivers = vec![Driver::new(&mem, 0x1000, 8), Driver::new(&mem, 0x2000, 4)];
     Bench {
         core,

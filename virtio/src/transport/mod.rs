@@ -10,7 +10,7 @@ mod running;
 mod words;
 mod workers;
 
-pub use pci::{VirtioPci, VirtioPciError};
+pub use pci::{RefusedDevice, VirtioPci, VirtioPciError};
 pub use profile::ProfileError;
 pub use queue::QueuePart;
 pub use workers::Workers;

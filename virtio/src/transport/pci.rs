@@ -8,7 +8,7 @@ mod doorbells;
 mod error;
 mod layout;
 
-pub use error::VirtioPciError;
+pub use error::{RefusedDevice, VirtioPciError};
 
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -19,8 +19,9 @@ use husk_devices::pci::{ConfigSpace, Msix, PciFunction};
 use husk_devices::{Counter, Effect, Host, lock};
 
 use super::core::{Core, InterruptSource};
+use super::profile;
 use super::workers::Workers;
-use crate::device::{ConfigAccess, VirtioDevice};
+use crate::device::{ConfigAccess, Profile, VirtioDevice};
 use crate::ring::{Notify, QueueProbe, RingState};
 use crate::threads::Threads;
 use capability::Window;
@@ -47,6 +48,26 @@ pub struct VirtioPci {
     doorbells: Doorbells,
 }
 
+/// What the driver finds of a function.
+struct Registers {
+    msix: Msix,
+    space: ConfigSpace,
+    window: Window,
+}
+
+impl Registers {
+    fn new(profile: &Profile, name: &str, host: &Arc<dyn Host>) -> Result<Self, VirtioPciError> {
+        let queues = profile::check(profile, name, QUEUES_MAX)?;
+        let mut msix = Msix::new(host.clone(), queues.saturating_add(1));
+        let mut space = ConfigSpace::new(&layout::identity(profile, name)?);
+        let window = layout::add_capabilities(&mut space, &mut msix, queues).map_err(|source| VirtioPciError::Pci {
+            device: name.to_owned(),
+            source,
+        })?;
+        Ok(Self { msix, space, window })
+    }
+}
+
 impl VirtioPci {
     /// `device` as a PCI function called `name`, in its reset state. Nothing is asked of the host yet.
     ///
@@ -57,18 +78,18 @@ impl VirtioPci {
         name: String,
         host: Arc<dyn Host>,
         mem: GuestMemory,
-    ) -> Result<Self, VirtioPciError> {
+    ) -> Result<Self, RefusedDevice> {
+        let profile = device.profile();
+        let registers = match Registers::new(&profile, &name, &host) {
+            Ok(registers) => registers,
+            Err(source) => return Err(RefusedDevice { device, source }),
+        };
+        let Registers { msix, space, window } = registers;
         let device_config = device.config();
-        let core = Core::new(device, name, mem, QUEUES_MAX)?;
+        let core = Core::new(device, profile, name, mem);
         // Until the driver sets the bit, which is clear after reset.
         core.set_bus_master(false);
         let queues = core.queue_count();
-        let mut msix = Msix::new(host.clone(), queues.saturating_add(1));
-        let mut space = ConfigSpace::new(&layout::identity(core.profile(), core.name())?);
-        let window = layout::add_capabilities(&mut space, &mut msix, queues).map_err(|source| VirtioPciError::Pci {
-            device: core.name().to_owned(),
-            source,
-        })?;
         Ok(Self {
             core,
             common: Common::new(queues),

@@ -314,6 +314,7 @@ fn profile_without_a_place_is_refused() {
         VirtioPci::new(Box::new(echo), "echo".into(), FakeHost::new(), memory())
             .err()
             .unwrap()
+            .source
             .to_string()
     };
     let many = Echo {

@@ -40,13 +40,13 @@ pub enum ProfileError {
     },
 }
 
-/// Refuses a profile that cannot be served with at most `allowed` queues.
-pub(super) fn check(profile: &Profile, device: &str, allowed: u16) -> Result<(), ProfileError> {
+/// Refuses a profile that cannot be served with at most `allowed` queues. Returns how many it has.
+pub(super) fn check(profile: &Profile, device: &str, allowed: u16) -> Result<u16, ProfileError> {
     let device = device.to_owned();
     let found = profile.queue_sizes.len();
-    if found > usize::from(allowed) {
+    let Some(queues) = u16::try_from(found).ok().filter(|queues| *queues <= allowed) else {
         return Err(ProfileError::QueueCount { device, found, allowed });
-    }
+    };
     let bad = |size: &u16| !size.is_power_of_two() || *size > QUEUE_SIZE_MAX;
     if let Some((queue, size)) = profile.queue_sizes.iter().enumerate().find(|(_, size)| bad(size)) {
         return Err(ProfileError::QueueSize {
@@ -56,7 +56,7 @@ pub(super) fn check(profile: &Profile, device: &str, allowed: u16) -> Result<(),
         });
     }
     match profile.features & TRANSPORT_BITS {
-        0 => Ok(()),
+        0 => Ok(queues),
         bits => Err(ProfileError::Features { device, bits }),
     }
 }
@@ -65,7 +65,7 @@ pub(super) fn check(profile: &Profile, device: &str, allowed: u16) -> Result<(),
 mod tests {
     use super::*;
 
-    fn checked(features: u64, queue_sizes: &[u16]) -> Result<(), String> {
+    fn checked(features: u64, queue_sizes: &[u16]) -> Result<u16, String> {
         let profile = Profile {
             id: 4,
             class: 0,
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn powers_of_two_and_device_bits_are_accepted() {
-        assert_eq!(checked(0xff_ffff | 1 << 50, &[1, 32768]), Ok(()));
+        assert_eq!(checked(0xff_ffff | 1 << 50, &[1, 32768]), Ok(2));
     }
 
     #[test]

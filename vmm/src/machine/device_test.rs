@@ -301,6 +301,7 @@ fn a_guest_that_maps_a_device_while_it_goes_keeps_nothing_of_it() {
 
 /// A device that says on which thread it is dropped, and waits there for its test, as close(2) may for a file system.
 struct Traced {
+    queue_size: u16,
     dropped: Sender<thread::ThreadId>,
     go_on: Receiver<()>,
     config: Arc<Mutex<ConfigBytes>>,
@@ -318,6 +319,7 @@ impl Drop for Traced {
 fn traced() -> (Box<Traced>, Receiver<thread::ThreadId>, Sender<()>) {
     let ((dropped, drops), (go, go_on)) = (channel(), channel());
     let device = Traced {
+        queue_size: 16,
         dropped,
         go_on,
         config: Arc::default(),
@@ -331,7 +333,7 @@ impl VirtioDevice for Traced {
             id: 27,
             class: 0,
             features: 0,
-            queue_sizes: vec![16],
+            queue_sizes: vec![self.queue_size],
         }
     }
 
@@ -375,6 +377,17 @@ fn use_function(board: &Board, at: Bdf) {
         board.answer(Port::Load(here + 1, &mut capability), board.memory_generation());
         assert_ne!(capability, [0], "there is no MSI-X capability");
     }
+}
+
+#[test]
+fn a_device_that_has_no_place_on_the_bus_is_dropped_by_a_thread() {
+    let (mut devices, _board) = devices();
+    let (mut device, dropped, go) = traced();
+    drop(go);
+    device.queue_size = 9;
+    let error = devices.offer_virtio("a", device).unwrap_err();
+    assert!(error_chain(&error).contains("queue 0 has 9 descriptors"), "{error}");
+    assert_ne!(dropped.recv().unwrap(), thread::current().id());
 }
 
 #[test]

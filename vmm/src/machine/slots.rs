@@ -20,8 +20,8 @@ use husk_hotplug::{Plug, PlugError};
 use husk_virtio::device::VirtioDevice;
 use husk_virtio::ring::{QueueProbe, QueueStats};
 use husk_virtio::threads::Threads;
-use husk_virtio::transport::Workers;
 use husk_virtio::transport::pci::VirtioPci;
+use husk_virtio::transport::{RefusedDevice, Workers};
 use virtio_bindings::virtio_ids::{
     VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_FS, VIRTIO_ID_MEM, VIRTIO_ID_NET, VIRTIO_ID_PMEM,
     VIRTIO_ID_RNG, VIRTIO_ID_VSOCK,
@@ -244,7 +244,11 @@ impl PciPlug {
 
     fn make(&mut self, slot: u32, unit: NewFunction) -> Result<(), Fault> {
         let device = unit.device.into_inner();
-        let mut function = VirtioPci::new(device, unit.name, self.host.clone(), self.memory.clone())?;
+        let function = VirtioPci::new(device, unit.name, self.host.clone(), self.memory.clone());
+        let mut function = function.map_err(|RefusedDevice { device, source }| {
+            background::drop_in_background(device);
+            source
+        })?;
         function.set_threads(self.threads.clone());
         let mut bars = Vec::new();
         let placed = self.place(&mut function, &mut bars);
