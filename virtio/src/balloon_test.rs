@@ -1,7 +1,9 @@
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::handler::{DEFLATE, DISCARDS_PER_WAKE, INFLATE, REFRESH, REPORTING, STATS};
 use super::*;
+use crate::device::{HandlerError, Watch};
 use crate::testing::{ABUSES, Buf, Driver, memory};
 
 const PAGES: u64 = 0x8_0000;
