@@ -1,26 +1,25 @@
-//! All streams of one device: what becomes of a packet of the guest, and of an event at a socket of the host.
+//! All streams of one device, and what becomes of an event at a socket of the host.
 //!
 //! A connection with something for the guest stands once in a queue and gets its turns from `receive.rs`. `RST` packets have a
 //! queue of their own, because their connection may be gone or never have been: it is bounded by [`REPLIES_MAX`], beyond which no
 //! packets of the guest are looked at (virtio 1.2 §5.10.6.2).
+
+mod dials;
+mod packets;
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use husk_devices::metrics::Counter;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::buf_alloc::BufAllocPool;
-use super::command::{Command, Progress};
-use super::connection::{Connection, State, StreamViolation};
+use super::connection::{Connection, State};
 use super::host::Host;
-use super::listener::{ReserveFd, is_shortage};
-use super::packet::{HOST_CID, Header, Op, SHUTDOWN_BOTH, TYPE_STREAM};
-use super::socket::Socket;
-use super::table::{Name, Table, Token};
-use super::vectors::Outgoing;
+use super::listener::ReserveFd;
+use super::packet::{Header, Op};
+use super::table::{Table, Token};
 
 /// Most connections at a time.
 pub(super) const CONNECTIONS_MAX: usize = 4096;
@@ -30,8 +29,6 @@ pub(super) const COMMANDS_MAX: usize = 128;
 pub(super) const REQUESTS_MAX: usize = 1024;
 /// Most `RST` that wait for a buffer before the guest's packets have to wait.
 pub(super) const REPLIES_MAX: usize = 1024;
-/// Dials taken before other events are looked at again.
-const DIALS_PER_TURN: usize = 64;
 /// Ports of the host's side of streams that it opens are counted up from here: above those that programs choose.
 const FIRST_PORT: u32 = 1 << 30;
 
@@ -139,121 +136,6 @@ impl Muxer {
         self.starved
     }
 
-    /// Takes dials of the host.
-    pub fn accept(&mut self) -> io::Result<()> {
-        self.starved = false;
-        for _ in 0..DIALS_PER_TURN {
-            match self.host.listener.accept() {
-                Ok(socket) => {
-                    self.reserve.renew(&self.host.listener);
-                    self.admit(socket);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if is_shortage(&error) => {
-                    if !self.host.listener.has_dial() {
-                        return Ok(());
-                    }
-                    if !self.shed() {
-                        self.starved = true;
-                        return Ok(());
-                    }
-                }
-                // The client has gone already.
-                Err(_) => {}
-            }
-        }
-        // There may be more: ask to be told again.
-        self.watch_listener(ControlOperation::Modify)
-    }
-
-    /// Makes room for the next dial, or closes it. `false` if neither can be done.
-    fn shed(&mut self) -> bool {
-        self.host.metrics.dials_dropped.inc();
-        if let Some(oldest) = self.commands.front().copied() {
-            self.end(oldest);
-            return true;
-        }
-        self.reserve.shed(&self.host.listener)
-    }
-
-    fn admit(&mut self, socket: Socket) {
-        if self.table.len() >= CONNECTIONS_MAX {
-            return self.host.metrics.dials_dropped.inc();
-        }
-        if self.commands.len() >= COMMANDS_MAX
-            && let Some(oldest) = self.commands.front().copied()
-        {
-            self.host.metrics.dials_dropped.inc();
-            self.end(oldest);
-        }
-        if let Some(token) = self.insert(socket) {
-            self.commands.push_back(token);
-            self.read_command(token);
-        }
-    }
-
-    /// Puts a socket into the table and under watch.
-    fn insert(&mut self, socket: Socket) -> Option<Token> {
-        let fd = socket.as_raw_fd();
-        let token = self.table.insert(Connection::new(socket, self.pool.clone()));
-        if self.watch(ControlOperation::Add, fd, token, false).is_err() {
-            self.host.metrics.dials_dropped.inc();
-            self.table.remove(token);
-            return None;
-        }
-        Some(token)
-    }
-
-    fn read_command(&mut self, token: Token) {
-        let Some(connection) = self.table.get_mut(token) else {
-            return;
-        };
-        let State::Command(command) = &mut connection.state else {
-            return;
-        };
-        match Command::read(command, &connection.socket) {
-            Progress::More => {}
-            Progress::Gone => self.end(token),
-            Progress::Malformed => {
-                self.host.metrics.dials_malformed.inc();
-                self.end(token);
-            }
-            Progress::Port(port) => self.request(token, port),
-        }
-    }
-
-    /// Has the guest be asked for a stream to `port`.
-    fn request(&mut self, token: Token, port: u32) {
-        if self.requested >= REQUESTS_MAX {
-            self.host.metrics.dials_dropped.inc();
-            return self.end(token);
-        }
-        self.commands.retain(|waiting| *waiting != token);
-        let host = self.free_port(port);
-        self.table.name(token, Name { host, guest: port });
-        self.requested = self.requested.saturating_add(1);
-        if let Some(connection) = self.table.get_mut(token) {
-            connection.state = State::Requested { asked: false };
-            connection.opening = Some(Op::Request);
-        }
-        self.enqueue(token);
-    }
-
-    /// A port of the host that no stream to the guest's port `guest` has: there are more ports than streams.
-    fn free_port(&mut self, guest: u32) -> u32 {
-        loop {
-            let host = self.next_port;
-            // The last one means "any" (`VMADDR_PORT_ANY`).
-            self.next_port = match host.wrapping_add(1) {
-                u32::MAX => FIRST_PORT,
-                next => next,
-            };
-            if self.table.find(Name { host, guest }).is_none() {
-                return host;
-            }
-        }
-    }
-
     /// Something happened at a socket: `events` as epoll says it.
     pub fn socket_event(&mut self, token: Token, events: u32) {
         let Some(connection) = self.table.get_mut(token) else {
@@ -309,161 +191,6 @@ impl Muxer {
         let fd = connection.socket.as_raw_fd();
         // Only the kernel's want of memory can prevent this; then the stream goes on when its program speaks or leaves.
         let _ = self.watch(ControlOperation::Modify, fd, token, wanted);
-    }
-
-    /// Takes a packet of the guest.
-    pub fn packet(&mut self, packet: &mut Outgoing<'_, '_>) {
-        let metrics = &self.host.metrics;
-        metrics.tx_packets.inc();
-        let Some(header) = packet.header() else {
-            metrics.malformed_chains.inc();
-            if let Some(header) = packet.header_unchecked()
-                && let Some(token) = self.table.find(name_of(&header))
-            {
-                self.reset(token);
-                self.end(token);
-            }
-            return;
-        };
-        if header.src_cid != self.cid {
-            return metrics.stray_packets.inc();
-        }
-        if header.dst_cid != HOST_CID || header.kind != TYPE_STREAM {
-            metrics.stray_packets.inc();
-            return self.refuse(&header);
-        }
-        let Some(op) = Op::new(header.op) else {
-            return metrics.stray_packets.inc();
-        };
-        match (op, self.table.find(name_of(&header))) {
-            (Op::Request, None) => self.dial(&header),
-            (Op::Reset, None) => {}
-            (_, None) => {
-                metrics.stray_packets.inc();
-                self.refuse(&header);
-            }
-            (op, Some(token)) => match self.stream_packet(token, op, &header, packet) {
-                Ok(()) => {}
-                Err(breach) => self.cut_off(token, breach),
-            },
-        }
-    }
-
-    fn stream_packet(
-        &mut self,
-        token: Token,
-        op: Op,
-        header: &Header,
-        packet: &mut Outgoing<'_, '_>,
-    ) -> Result<(), StreamViolation> {
-        let Some(connection) = self.table.get_mut(token) else {
-            return Ok(());
-        };
-        if op == Op::Reset {
-            if matches!(connection.state, State::Requested { .. }) {
-                self.host.metrics.dials_refused.inc();
-            }
-            self.end(token);
-            return Ok(());
-        }
-        connection.credit.peer_says(header.buf_alloc, header.fwd_cnt)?;
-        match op {
-            Op::Data => {
-                connection.data(packet, header.len)?;
-                self.host.metrics.tx_bytes.add(header.len.into());
-                if !connection.outbox.is_empty() {
-                    self.await_room(token, true);
-                }
-            }
-            Op::Response => self.established(token)?,
-            Op::Shutdown => self.shut_down(token, header.flags),
-            Op::CreditRequest => connection.credit_wanted = true,
-            Op::CreditUpdate => {}
-            Op::Request | Op::Reset => return Err(StreamViolation::Protocol),
-        }
-        self.enqueue(token);
-        Ok(())
-    }
-
-    /// The guest has accepted a dial of the host.
-    fn established(&mut self, token: Token) -> Result<(), StreamViolation> {
-        let Some(connection) = self.table.get_mut(token) else {
-            return Ok(());
-        };
-        if !matches!(connection.state, State::Requested { asked: true }) {
-            return Err(StreamViolation::Protocol);
-        }
-        let answer = format!("OK {}\n", connection.name.host);
-        if !matches!(connection.socket.send(answer.as_bytes()), Ok(sent) if sent == answer.len()) {
-            self.reset(token);
-            self.end(token);
-            return Ok(());
-        }
-        connection.state = State::Open;
-        connection.greeting = true;
-        self.requested = self.requested.saturating_sub(1);
-        self.host.metrics.host_streams.inc();
-        Ok(())
-    }
-
-    fn shut_down(&mut self, token: Token, flags: u32) {
-        let Some(connection) = self.table.get_mut(token) else {
-            return;
-        };
-        connection.shut_down(flags);
-        if connection.guest_shutdown != SHUTDOWN_BOTH {
-            return;
-        }
-        // The guest need not wait until the host's program has read the rest.
-        let lingers = matches!(connection.state, State::Open) && !connection.outbox.is_empty();
-        self.reset(token);
-        if !lingers {
-            return self.end(token);
-        }
-        connection_of(&mut self.table, token, |connection| connection.state = State::Lingering);
-        self.table.forget_name(token);
-    }
-
-    /// The guest asks for a stream to a program of the host.
-    fn dial(&mut self, header: &Header) {
-        let socket = match self.table.len() < CONNECTIONS_MAX {
-            true => Socket::connect(&self.host.listener.path_of_port(header.dst_port)).ok(),
-            false => None,
-        };
-        let Some(token) = socket.and_then(|socket| self.insert(socket)) else {
-            self.host.metrics.guest_dials_refused.inc();
-            return self.refuse(header);
-        };
-        self.table.name(token, name_of(header));
-        let Some(connection) = self.table.get_mut(token) else {
-            return;
-        };
-        connection.state = State::Open;
-        connection.opening = Some(Op::Response);
-        match connection.credit.peer_says(header.buf_alloc, header.fwd_cnt) {
-            Ok(()) => {
-                self.host.metrics.guest_streams.inc();
-                self.enqueue(token);
-            }
-            Err(lie) => self.cut_off(token, lie.into()),
-        }
-    }
-
-    fn cut_off(&mut self, token: Token, breach: StreamViolation) {
-        let counter: &Counter = match breach {
-            StreamViolation::Credit => &self.host.metrics.credit_lies,
-            StreamViolation::Protocol => &self.host.metrics.protocol_errors,
-        };
-        counter.inc();
-        self.reset(token);
-        self.end(token);
-    }
-
-    /// Answers a packet with `RST`, unless it was one.
-    fn refuse(&mut self, header: &Header) {
-        if header.op != Op::Reset as u16 {
-            self.replies.push_back(header.answer(Op::Reset));
-        }
     }
 
     /// Tells the guest that a stream has ended.
@@ -522,19 +249,5 @@ impl Muxer {
     fn watch_listener(&self, operation: ControlOperation) -> io::Result<()> {
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, self.listener);
         self.control(operation, self.host.listener.as_raw_fd(), event)
-    }
-}
-
-fn connection_of(table: &mut Table, token: Token, change: impl FnOnce(&mut Connection)) {
-    if let Some(connection) = table.get_mut(token) {
-        change(connection);
-    }
-}
-
-/// The stream that a packet of the guest belongs to.
-fn name_of(header: &Header) -> Name {
-    Name {
-        host: header.dst_port,
-        guest: header.src_port,
     }
 }
