@@ -33,6 +33,7 @@ mod place;
 mod proc;
 mod remote;
 mod share_root;
+mod spans;
 mod thread;
 mod wait_graph;
 mod xattrs;

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use husk_devices::lock;
 use rustix::io::Errno;
 
-use super::locks::Span;
+use super::spans::Span;
 use crate::fs::filesystem::{Node, Waiter};
 
 /// Most owners that are looked at for one request.
