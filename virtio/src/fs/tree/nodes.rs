@@ -7,21 +7,25 @@
 //!
 //! A number is never given twice, so that two nodes of one inode number are two to the guest as well.
 
+mod inode;
+mod reopening;
+
+pub(super) use inode::Inode;
+
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
 
-use husk_devices::{lock, read, write};
+use husk_devices::{read, write};
 use rustix::io::Errno;
 
-use super::attributes::{self, Kind};
-use super::descriptors::{self, CountedFd, FdBudget, FdLru, ParkResult, Use};
+use super::attributes::Kind;
+use super::descriptors::{self, CountedFd, FdBudget, FdLru, Use};
 use super::mounts::Mounts;
-use super::names;
-use super::place::{NameInDir, NodeIdentity, Place};
+use super::place::NameInDir;
 use crate::fs::filesystem::Node;
 
 /// Tables that nodes are spread over, so that threads seldom meet.
@@ -33,9 +37,6 @@ const SLOT_BITS: u32 = 28;
 
 /// A table of fewer nodes does not shrink.
 const MANY: usize = 1024;
-/// Directories that are opened again one below the other to reach one node. There may be no end to them: what a node was seen in is what it
-/// was, and directories move.
-const MOST_LEVELS: usize = 4096;
 
 /// What tells nodes of the host apart, as long as they are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,116 +46,6 @@ pub(super) struct Key {
     /// Of the mount that it was reached through.
     pub mount: u32,
     pub ino: u64,
-}
-
-/// A node.
-pub(super) struct Inode {
-    number: u64,
-    key: Key,
-    /// Entries that were given away and not taken back.
-    lookups: AtomicU64,
-    place: Mutex<Place>,
-    /// Open files and directories of it.
-    opens: AtomicU32,
-    /// Somebody has locked it since it was last open.
-    locked: AtomicBool,
-    /// Its descriptor was used since somebody looked.
-    recent: AtomicBool,
-    /// Of a directory: the name that was looked up last was that of a new node.
-    new_last: AtomicBool,
-    /// What it is; none for a directory that is on another device than the one that it is in.
-    kind: Option<Kind>,
-}
-
-impl Inode {
-    /// What `fd` holds, given once.
-    fn new(number: u64, key: Key, kind: Kind, crosses: bool, fd: CountedFd, seen: Option<NameInDir<'_>>) -> Self {
-        Self {
-            number,
-            key,
-            lookups: AtomicU64::new(1),
-            place: Mutex::new(Place::of(fd, seen)),
-            opens: AtomicU32::new(0),
-            locked: AtomicBool::new(false),
-            recent: AtomicBool::new(false),
-            new_last: AtomicBool::new(false),
-            kind: (!crosses).then_some(kind),
-        }
-    }
-
-    /// As the guest knows it.
-    pub fn node(&self) -> Node {
-        Node(self.number)
-    }
-
-    /// What it is on the host.
-    pub fn key(&self) -> Key {
-        self.key
-    }
-
-    /// What it is. That never changes.
-    pub fn kind(&self) -> Kind {
-        self.kind.unwrap_or(Kind::Directory)
-    }
-
-    /// Whether a file system begins with it that has inode numbers of its own, which need be no mount: a subvolume of btrfs.
-    pub fn crosses(&self) -> bool {
-        self.kind.is_none()
-    }
-
-    /// It was opened.
-    pub fn opened(&self) {
-        self.opens.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// It was closed.
-    pub fn closed(&self) {
-        self.opens.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// It may be locked now.
-    pub fn note_lock(&self) {
-        self.locked.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether it may be locked.
-    pub fn has_locks(&self) -> bool {
-        self.locked.load(Ordering::SeqCst)
-    }
-
-    /// Whether nobody has it open any more, but there may be locks: said once.
-    pub fn leaves_locks(&self) -> bool {
-        self.opens.load(Ordering::SeqCst) == 0 && self.locked.swap(false, Ordering::SeqCst)
-    }
-
-    /// Whether it was given away once only. That may be wrong a moment later.
-    pub fn is_new(&self) -> bool {
-        self.lookups.load(Ordering::Relaxed) == 1
-    }
-
-    /// A name in this directory was looked up and led to a `new` node, or to one that the guest knew.
-    pub fn note_new(&self, new: bool) {
-        if self.gave_new() != new {
-            self.new_last.store(new, Ordering::Relaxed);
-        }
-    }
-
-    /// What was noted last.
-    pub fn gave_new(&self) -> bool {
-        self.new_last.load(Ordering::Relaxed)
-    }
-
-    fn place(&self) -> MutexGuard<'_, Place> {
-        lock(&self.place)
-    }
-
-    fn is_open(&self) -> bool {
-        self.opens.load(Ordering::SeqCst) > 0
-    }
-
-    fn count(&self) {
-        self.lookups.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 /// All of them.
@@ -442,201 +333,6 @@ impl Nodes {
             self.mounts.release(inode.key.mount);
         }
         self.count.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// A descriptor of the node, opened again if it was closed.
-    ///
-    /// # Errors
-    /// `ESTALE` if it is not there any more, `ENFILE` if there are too many descriptors.
-    pub fn descriptor(&self, inode: &Arc<Inode>) -> Result<Arc<CountedFd>, Errno> {
-        match self.at_hand(inode) {
-            Some(fd) => Ok(fd),
-            None => self.open_again(inode),
-        }
-    }
-
-    /// The descriptor that the node has.
-    fn at_hand(&self, inode: &Inode) -> Option<Arc<CountedFd>> {
-        let place = inode.place();
-        let fd = place.fd.as_ref()?;
-        if !inode.recent.load(Ordering::Relaxed) {
-            inode.recent.store(true, Ordering::Relaxed);
-        }
-        Some(fd.clone())
-    }
-
-    /// Opens the node by the best way that there is.
-    fn open_again(&self, inode: &Arc<Inode>) -> Result<Arc<CountedFd>, Errno> {
-        // What a handle opens may be nowhere, for all the kernel knows, unless it is a directory. Landlock would not let it be read.
-        let name_first = inode.kind() != Kind::Directory && self.restricted.load(Ordering::Relaxed);
-        if !name_first && let Some(fd) = self.open_by_handle(inode) {
-            return self.keep(inode, fd?);
-        }
-        match self.open_from_above(inode) {
-            Err(Errno::STALE) if name_first => match self.open_by_handle(inode) {
-                Some(fd) => self.keep(inode, fd?),
-                None => Err(Errno::STALE),
-            },
-            opened => opened,
-        }
-    }
-
-    /// Whether a handle may have opened `fd` where Landlock holds the threads: it is no good for opening what it holds then. As long as the node
-    /// had it a look-up of its name would bring no better one, so that it is taken from it.
-    pub fn drop_handle_fd(&self, inode: &Inode, fd: &Arc<CountedFd>) -> bool {
-        let mut place = inode.place();
-        if !self.restricted.load(Ordering::Relaxed) || place.handle().is_none() {
-            return false;
-        }
-        if place.fd.as_ref().is_some_and(|held| Arc::ptr_eq(held, fd)) {
-            place.fd = None;
-            self.open.fetch_sub(1, Ordering::Relaxed);
-        }
-        true
-    }
-
-    /// Opens the node by name, and the directories above it that it takes.
-    fn open_from_above(&self, inode: &Arc<Inode>) -> Result<Arc<CountedFd>, Errno> {
-        let mut closed = vec![inode.clone()];
-        // Up, to the first that can be had without the one above it.
-        let mut found = loop {
-            let lowest = closed.last().ok_or(Errno::STALE)?;
-            let above = lowest.place().parent().ok_or(Errno::BADF)?;
-            let above = self.get(above).map_err(|_| Errno::STALE)?;
-            if let Some(fd) = self.at_hand(&above) {
-                break fd;
-            }
-            if let Some(fd) = self.open_by_handle(&above) {
-                break self.keep(&above, fd?)?;
-            }
-            if closed.len() >= MOST_LEVELS {
-                return Err(Errno::STALE);
-            }
-            closed.push(above);
-        };
-        // And down again.
-        while let Some(inode) = closed.pop() {
-            let fd = self.open_by_name(&inode, &found)?;
-            found = self.keep(&inode, fd)?;
-        }
-        Ok(found)
-    }
-
-    /// Opens the node by its handle; `None` if that is no way to this one.
-    fn open_by_handle(&self, inode: &Inode) -> Option<Result<CountedFd, Errno>> {
-        let place = inode.place();
-        let handle = place.handle()?;
-        let open = |mount: BorrowedFd<'_>| handle.open(mount, libc::O_PATH | libc::O_NOFOLLOW);
-        Some(match self.mounts.get(inode.key.mount) {
-            Some(mount) => self.budget.take(Use::Node, || open(mount.fd())),
-            None => Err(Errno::STALE),
-        })
-    }
-
-    /// Opens the node by the name that it was last seen under in `dir`, if it is there still.
-    fn open_by_name(&self, inode: &Inode, dir: &CountedFd) -> Result<CountedFd, Errno> {
-        let name = inode.place().name().ok_or(Errno::BADF)?;
-        let opened = self.budget.take(Use::Node, || names::open(dir, &name));
-        let fd = opened.map_err(|error| match error {
-            Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV => Errno::STALE,
-            error => error,
-        })?;
-        let place = inode.place();
-        let same = place.mark.as_ref().is_some_and(|mark| mark.is_of(&fd));
-        if same && attributes::key_of(&fd)? == inode.key {
-            Ok(fd)
-        } else {
-            Err(Errno::STALE)
-        }
-    }
-
-    /// `inode` has a descriptor again, if nobody else opened it meanwhile.
-    fn keep(&self, inode: &Arc<Inode>, fd: CountedFd) -> Result<Arc<CountedFd>, Errno> {
-        let fd = {
-            let mut place = inode.place();
-            // Taken out of its table while the caller had it.
-            place.mark.as_ref().ok_or(Errno::BADF)?;
-            if let Some(fd) = &place.fd {
-                return Ok(fd.clone());
-            }
-            place.fd.insert(Arc::new(fd)).clone()
-        };
-        self.open.fetch_add(1, Ordering::Relaxed);
-        self.reopened.fetch_add(1, Ordering::Relaxed);
-        self.note_open(inode);
-        Ok(fd)
-    }
-
-    /// `inode`, which the caller has opened by `fd`, is to be found without its name from now on: it has that descriptor, if it was parked
-    /// before it counted as open and no handle leads to it.
-    pub fn hold(&self, inode: &Arc<Inode>, fd: &Arc<CountedFd>) {
-        {
-            let place = inode.place();
-            // One without a mark was taken out of its table.
-            if place.fd.is_some() || place.mark.is_none() || place.handle().is_some() {
-                return;
-            }
-        }
-        self.give(inode, fd);
-    }
-
-    /// `inode` has the descriptor `fd`, if it was parked.
-    pub fn give(&self, inode: &Arc<Inode>, fd: &Arc<CountedFd>) {
-        {
-            let mut place = inode.place();
-            if place.fd.is_some() || place.mark.is_none() {
-                return;
-            }
-            place.fd = Some(fd.clone());
-        }
-        self.open.fetch_add(1, Ordering::Relaxed);
-        self.note_open(inode);
-    }
-
-    /// Whether there is a node without a descriptor; which may be wrong a moment later.
-    pub fn any_parked(&self) -> bool {
-        self.open.load(Ordering::Relaxed) < self.count.load(Ordering::Relaxed)
-    }
-
-    /// `inode` got a descriptor: others may have to close theirs.
-    fn note_open(&self, inode: &Arc<Inode>) {
-        self.oldest.add(inode.number, |number, last| {
-            let Ok(oldest) = self.get(Node(number)) else {
-                return ParkResult::Gone;
-            };
-            if oldest.recent.swap(false, Ordering::Relaxed) && !last {
-                return ParkResult::Stays;
-            }
-            self.park(&oldest)
-        });
-    }
-
-    /// Closes the descriptor of `inode`, if it can be opened again.
-    fn park(&self, inode: &Inode) -> ParkResult {
-        let mut place = inode.place();
-        let Some(fd) = place.fd.clone() else {
-            return ParkResult::Gone;
-        };
-        // Without a name it would be gone.
-        if !attributes::has_name(&*fd) {
-            return ParkResult::Gone;
-        }
-        if place.handle().is_none() {
-            let mark = match self.mounts.handle(inode.key.mount, inode.kind(), &fd) {
-                Some(handle) => Some(NodeIdentity::Handle(handle)),
-                // A file that is open may lose its name, and is there all the same.
-                None if inode.is_open() => return ParkResult::Stays,
-                None if place.has_name() => NodeIdentity::of(&*fd),
-                None => None,
-            };
-            if mark.is_none() {
-                return ParkResult::Gone;
-            }
-            place.mark = mark;
-        }
-        place.fd = None;
-        self.open.fetch_sub(1, Ordering::Relaxed);
-        ParkResult::Gone
     }
 
     /// What `vm.counters` shows.
