@@ -10,8 +10,9 @@ use crate::pci::Bdf;
 ///
 /// Called on vCPU threads, one at a time per device. A device must not block: no sleep, no wait for another thread.
 pub trait BusDevice: Send {
-    /// Fills `data` with what the guest reads at `offset` bytes into the window. `data` is 1 to 8 bytes long: mostly 1, 2, 4 or 8,
-    /// another length where an access was cut at a page or at the end of the window. Bytes that no register covers read as all ones.
+    /// Fills `data` with what the guest reads at `offset` bytes into the window. `data` is 1 to 8
+    /// bytes long: mostly 1, 2, 4 or 8, another length where an access was cut at a page or at the
+    /// end of the window. Bytes that no register covers read as all ones.
     fn read(&mut self, offset: u64, data: &mut [u8]);
 
     /// Takes what the guest writes at `offset` bytes into the window, and says what it asks of the machine.
@@ -76,8 +77,9 @@ struct Window {
 
 /// One address space and the devices in it.
 ///
-/// Shared by all vCPU threads. The map is unlocked before a device is locked, so a thread never holds both; a device may therefore
-/// still see the end of an access that began before [`Bus::remove`].
+/// Shared by all vCPU threads. The map is unlocked before a device is locked, so a thread never
+/// holds both; a device may therefore still see the end of an access that began before
+/// [`Bus::remove`].
 #[derive(Default)]
 pub struct Bus {
     /// Sorted by `base`, disjoint.
@@ -120,8 +122,8 @@ impl Bus {
         self.find(addr).is_some()
     }
 
-    /// Answers a guest's read. What no window covers reads as all ones, and so does the rest of an access that leaves the window in
-    /// which it begins.
+    /// Answers a guest's read. What no window covers reads as all ones, and so does the rest of an
+    /// access that leaves the window in which it begins.
     pub fn read(&self, addr: u64, data: &mut [u8]) {
         data.fill(0xff);
         let Some(hit) = self.find(addr) else { return };
@@ -130,8 +132,8 @@ impl Bus {
         }
     }
 
-    /// Passes on a guest's write. What no window covers is dropped, and so is the rest of an access that leaves the window in which
-    /// it begins.
+    /// Passes on a guest's write. What no window covers is dropped, and so is the rest of an access
+    /// that leaves the window in which it begins.
     pub fn write(&self, addr: u64, data: &[u8]) -> Effect {
         let Some(hit) = self.find(addr) else {
             return Effect::None;

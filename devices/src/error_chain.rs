@@ -2,7 +2,8 @@
 
 use std::error::Error;
 
-/// What `error` says, then what its cause says, and so on. What only repeats its cause (`#[error(transparent)]`) is not said twice.
+/// What `error` says, then what its cause says, and so on. What only repeats its cause
+/// (`#[error(transparent)]`) is not said twice.
 pub fn causes(error: &dyn Error) -> Vec<String> {
     let mut words: Vec<String> = std::iter::successors(Some(error), |&error| error.source())
         .map(ToString::to_string)

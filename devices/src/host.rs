@@ -1,6 +1,7 @@
 //! Everything a device may ask of the machine: interrupts and doorbells.
 //!
-//! `Host` has one real implementation, over KVM, and one fake for unit tests (`fake::FakeHost`, with feature `test-utils`).
+//! `Host` has one real implementation, over KVM, and one fake for unit tests (`fake::FakeHost`,
+//! with feature `test-utils`).
 
 use std::io;
 use std::sync::Arc;

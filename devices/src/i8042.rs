@@ -5,12 +5,14 @@
 //! | 4 | 1 | R | status: bit 0 output buffer full, bit 1 input buffer full |
 //! | 4 | 1 | W | command: 0xfe pulses the CPU's reset line |
 //!
-//! Everything else reads as all ones and ignores writes, port 0x61 too, which is not part of the controller: a driver that waits
-//! there for a timer to run out must not wait for ever.
+//! Everything else reads as all ones and ignores writes, port 0x61 too, which is not part of the
+//! controller: a driver that waits there for a timer to run out must not wait for ever.
 //!
-//! The status is always 1. The input buffer is empty, so that a reset does not wait. The output buffer never becomes empty, by which
-//! Linux's driver finds after 16 reads that there is no keyboard controller, where otherwise it would wait half a second for the answer to
-//! a command. vm-superio's device has a constant status of 0 and reports the reset to an eventfd instead of returning it.
+//! The status is always 1. The input buffer is empty, so that a reset does not wait. The output
+//! buffer never becomes empty, by which Linux's driver finds after 16 reads that there is no
+//! keyboard controller, where otherwise it would wait half a second for the answer to a command.
+//! vm-superio's device has a constant status of 0 and reports the reset to an eventfd instead of
+//! returning it.
 
 use crate::bus::{BusDevice, Effect};
 

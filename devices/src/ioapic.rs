@@ -1,8 +1,9 @@
 //! The I/O APIC, outside the kernel (Intel 82093AA §3): interrupt pins that become messages.
 //!
-//! KVM keeps only the local APICs (`KVM_CAP_SPLIT_IRQCHIP`). A pin's redirection entry says just what a message says, so each pin is
-//! a message vector whose route follows the entry: a device raises its eventfd and the kernel delivers, and this register file is
-//! entered only when the guest programs it.
+//! KVM keeps only the local APICs (`KVM_CAP_SPLIT_IRQCHIP`). A pin's redirection entry says just
+//! what a message says, so each pin is a message vector whose route follows the entry: a device
+//! raises its eventfd and the kernel delivers, and this register file is entered only when the
+//! guest programs it.
 //!
 //! | offset | bytes | R/W | register |
 //! |---|---|---|---|
@@ -15,12 +16,15 @@
 //! | 0x00 | R/W | identification: bits 27:24 |
 //! | 0x01 | R | version: bits 7:0 [`VERSION`], bits 23:16 the last redirection entry |
 //! | 0x02 | R | arbitration: as identification |
-//! | 0x10 + 2n | R/W | redirection entry n, low: vector 7:0, delivery mode 10:8, destination mode 11, polarity 13, trigger 15, mask 16 |
-//! | 0x11 + 2n | R/W | redirection entry n, high: destination 31:24, its upper seven bits 23:17 (extended destination ID) |
+//! | 0x10 + 2n | R/W | redirection entry n, low: vector 7:0, delivery mode 10:8, destination mode 11, polarity 13, |
+//! | | | trigger 15, mask 16 |
+//! | 0x11 + 2n | R/W | redirection entry n, high: destination 31:24, its upper seven bits 23:17 (extended |
+//! | | | destination ID) |
 //!
-//! Every device raises its pin by an edge. A guest that programs a pin as level-triggered gets one message for each edge, and
-//! remote IRR, bit 14, reads 0. Edges of a masked pin wait in its eventfd, and are one message when the kernel is given that again. No
-//! register access makes an edge.
+//! Every device raises its pin by an edge. A guest that programs a pin as level-triggered gets one
+//! message for each edge, and remote IRR, bit 14, reads 0. Edges of a masked pin wait in its
+//! eventfd, and are one message when the kernel is given that again. No register access makes an
+//! edge.
 
 use std::io;
 use std::sync::Arc;

@@ -1,10 +1,10 @@
 //! What sits on a bus of a husk machine, and the seam to the host.
 //!
-//! A device sees offsets into its own window and answers with an [`Effect`]; it never sees an address, a vCPU or KVM. What it
-//! needs of the machine it asks of a [`Host`].
+//! A device sees offsets into its own window and answers with an [`Effect`]; it never sees an
+//! address, a vCPU or KVM. What it needs of the machine it asks of a [`Host`].
 //!
-//! Every number that reaches this crate may come from a hostile guest, hence the two lints below: no indexing, no arithmetic that
-//! could overflow.
+//! Every number that reaches this crate may come from a hostile guest, hence the two lints below:
+//! no indexing, no arithmetic that could overflow.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 

@@ -2,8 +2,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Locks `mutex`, also after a thread panicked that held it. Only for data that is whole between any two statements of a holder: husk's
-/// devices are left between two register accesses, never within one. (Release builds abort on a panic.)
+/// Locks `mutex`, also after a thread panicked that held it. Only for data that is whole between
+/// any two statements of a holder: husk's devices are left between two register accesses, never
+/// within one. (Release builds abort on a panic.)
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

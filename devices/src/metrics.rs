@@ -44,7 +44,8 @@ impl Gauge {
     }
 }
 
-/// Something that counts what it does. It is read without a lock that a vCPU may want: whoever reads has its own reference to it.
+/// Something that counts what it does. It is read without a lock that a vCPU may want: whoever
+/// reads has its own reference to it.
 pub trait MetricsSource: Send + Sync {
     /// Name and value of each counter. A name is `<what>_<unit>`, for example `tx_bytes`, and constant.
     fn metrics(&self) -> Vec<(&'static str, u64)>;

@@ -11,12 +11,14 @@
 //! | 6 | 1 | R | modem status |
 //! | 7 | 1 | RW | scratch |
 //!
-//! **Output.** Each byte goes to the sink at once, on the vCPU thread that wrote it; whether and how to buffer is the sink's
-//! business, and it must not block for long: a sink for a pipe, a terminal or a socket is to fail with `WouldBlock` when
-//! that is full. What the sink does not take is lost and counted; the guest is never told to wait, as on a wire without flow control.
+//! **Output.** Each byte goes to the sink at once, on the vCPU thread that wrote it; whether and
+//! how to buffer is the sink's business, and it must not block for long: a sink for a pipe, a
+//! terminal or a socket is to fail with `WouldBlock` when that is full. What the sink does not take
+//! is lost and counted; the guest is never told to wait, as on a wire without flow control.
 //!
-//! **Input.** The receive FIFO is 64 bytes long. [`Serial::enqueue`] takes what fits; who is left with a rest keeps it, stops reading
-//! its source, and goes on when the event given to [`Serial::set_drained_event`] fires.
+//! **Input.** The receive FIFO is 64 bytes long. [`Serial::enqueue`] takes what fits; who is left
+//! with a rest keeps it, stops reading its source, and goes on when the event given to
+//! [`Serial::set_drained_event`] fires.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -131,15 +133,15 @@ impl Serial {
         self.uart.events().metrics.clone()
     }
 
-    /// Writes 1 to `event` whenever the guest has emptied the receive FIFO after [`Serial::enqueue`] had to leave bytes behind. Only
-    /// the first event given counts.
+    /// Writes 1 to `event` whenever the guest has emptied the receive FIFO after
+    /// [`Serial::enqueue`] had to leave bytes behind. Only the first event given counts.
     pub fn set_drained_event(&mut self, event: EventFd) {
         // The first event is kept, as documented.
         let _ = self.uart.events().drained.set(event);
     }
 
-    /// Gives input to the guest and returns how many bytes were taken: fewer than given when the FIFO is full, none while the guest
-    /// has the port in loopback mode.
+    /// Gives input to the guest and returns how many bytes were taken: fewer than given when the
+    /// FIFO is full, none while the guest has the port in loopback mode.
     pub fn enqueue(&mut self, bytes: &[u8]) -> usize {
         // The interrupt cannot fail, so the only error is a full FIFO.
         let taken = self.uart.enqueue_raw_bytes(bytes).unwrap_or(0);
@@ -149,7 +151,8 @@ impl Serial {
         taken
     }
 
-    /// The device `COM1` with 8 I/O ports from `port` on and the edge-triggered, active-high interrupt `gsi`. For `\_SB`.
+    /// The device `COM1` with 8 I/O ports from `port` on and the edge-triggered, active-high
+    /// interrupt `gsi`. For `\_SB`.
     pub fn aml(port: u16, gsi: u32) -> Vec<u8> {
         let mut aml = Vec::new();
         let ports = IO::new(port, port, 1, SIZE_U8);

@@ -1,5 +1,6 @@
-//! What tests of several crates need: to wait for what another thread does, with an end, so that a fault fails the test in place of
-//! hanging it; loop devices of the host; and the source, which some compare with what is written about it.
+//! What tests of several crates need: to wait for what another thread does, with an end, so that a
+//! fault fails the test in place of hanging it; loop devices of the host; and the source, which
+//! some compare with what is written about it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -81,7 +82,8 @@ pub fn files(folder: &Path, end: &str) -> Vec<PathBuf> {
     found
 }
 
-/// As [`files`] of Rust, each with its text, less tests: files called `…_test.rs`, and what follows the head of a module `tests`.
+/// As [`files`] of Rust, each with its text, less tests: files called `…_test.rs`, and what follows
+/// the head of a module `tests`.
 ///
 /// # Panics
 /// As [`files`], and when one cannot be read.

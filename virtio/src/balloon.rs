@@ -16,10 +16,12 @@
 //!
 //! Queues of features that were not negotiated are left out, and those behind them move up, as Linux and QEMU have it.
 //!
-//! Pages in the balloon, and pages that are reported free, are given back to the host at once ([`Discard`]). The guest gets a page again by
-//! touching it: the host then has to find one. What it reports free has to be so when it says it: the driver keeps such pages aside until
-//! their request is answered. A guest that fills free pages with something else than zeroes finds it there again (§5.5.6.4.2): its reports
-//! are answered, and its pages stay. Without `VIRTIO_BALLOON_F_PAGE_POISON` a Linux that fills them at all would not report them.
+//! Pages in the balloon, and pages that are reported free, are given back to the host at once
+//! ([`Discard`]). The guest gets a page again by touching it: the host then has to find one. What
+//! it reports free has to be so when it says it: the driver keeps such pages aside until their
+//! request is answered. A guest that fills free pages with something else than zeroes finds it
+//! there again (§5.5.6.4.2): its reports are answered, and its pages stay. Without
+//! `VIRTIO_BALLOON_F_PAGE_POISON` a Linux that fills them at all would not report them.
 
 mod handler;
 mod pages;
@@ -61,10 +63,12 @@ const CONFIG_BYTES: usize = 16;
 
 /// What gives pages of guest RAM back to the host.
 pub trait Discard: Send + Sync {
-    /// Gives `bytes` bytes of RAM from guest-physical `gpa` on back, whole pages of 4 KiB. What the guest reads there next is zero.
+    /// Gives `bytes` bytes of RAM from guest-physical `gpa` on back, whole pages of 4 KiB. What the
+    /// guest reads there next is zero.
     ///
     /// # Errors
-    /// Not whole pages, or not all of it RAM of such pages: nothing has changed. The host refuses: part of it may be given back.
+    /// Not whole pages, or not all of it RAM of such pages: nothing has changed. The host refuses:
+    /// part of it may be given back.
     fn discard(&self, gpa: u64, bytes: u64) -> io::Result<()>;
 }
 
@@ -273,8 +277,9 @@ pub struct Balloon {
 }
 
 impl Balloon {
-    /// An empty balloon, whose pages go back to the host through `memory`. `on_change` is called when its size or its driver has changed, on
-    /// any thread: it should wake who waits for that, and do no more.
+    /// An empty balloon, whose pages go back to the host through `memory`. `on_change` is called
+    /// when its size or its driver has changed, on any thread: it should wake who waits for that,
+    /// and do no more.
     ///
     /// # Errors
     /// When the host refuses an eventfd.

@@ -1,4 +1,5 @@
-//! What a ring needs while somebody else serves it: a way to interrupt the driver, and where it stands when it comes back.
+//! What a ring needs while somebody else serves it: a way to interrupt the driver, and where it
+//! stands when it comes back.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -49,8 +50,8 @@ impl CallEvent {
         }
     }
 
-    /// Passes an interrupt on to `notify`, if there was one. It is not read, since it may be another process's as well: one interrupt
-    /// too many is harmless.
+    /// Passes an interrupt on to `notify`, if there was one. It is not read, since it may be
+    /// another process's as well: one interrupt too many is harmless.
     pub fn relay(&self, notify: &Notify) {
         if let Some(event) = self.watched()
             && let Ok(true) = is_ready(event, libc::POLLIN, Duration::ZERO)

@@ -18,8 +18,8 @@ impl ConfigBytes {
         }
     }
 
-    /// Replaces the bytes from `offset` and gives the driver a new `config_generation`. What lies beyond the end is dropped.
-    /// Raising the configuration change interrupt is the caller's part.
+    /// Replaces the bytes from `offset` and gives the driver a new `config_generation`. What lies
+    /// beyond the end is dropped. Raising the configuration change interrupt is the caller's part.
     pub fn update(&mut self, offset: usize, data: &[u8]) {
         for (byte, new) in self.bytes.iter_mut().skip(offset).zip(data) {
             *byte = *new;

@@ -86,7 +86,8 @@ pub struct Console {
 impl Console {
     /// A console of `cols` by `rows` characters that prints to `sink`.
     ///
-    /// The sink is called on the I/O thread, and must not wait: it is to fail with `WouldBlock`, or take less, when there is no room.
+    /// The sink is called on the I/O thread, and must not wait: it is to fail with `WouldBlock`, or
+    /// take less, when there is no room.
     ///
     /// # Errors
     /// When the host refuses an eventfd.
@@ -243,8 +244,8 @@ impl Handler for ConsoleHandler {
     }
 }
 
-/// Moves at most `limit` bytes of `reader` to `sink`, and counts what the sink took and what it did not. Returns how many are dealt
-/// with.
+/// Moves at most `limit` bytes of `reader` to `sink`, and counts what the sink took and what it did
+/// not. Returns how many are dealt with.
 fn copy(reader: &mut Reader<'_>, limit: usize, sink: &mut dyn Write, metrics: &ConsoleMetrics) -> usize {
     let mut piece = [0; COPY_BYTES];
     let before = reader.bytes_read();

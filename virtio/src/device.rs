@@ -1,7 +1,8 @@
 //! The contract between a virtio device, its transport and the thread that runs it.
 //!
-//! Identity is data ([`Profile`]), runtime is ownership: at `DRIVER_OK` the transport builds the [`Ring`]s and gives them to
-//! [`VirtioDevice::start`], which moves them into [`Handler`]s; reset, pause and unplug take them back by [`Handler::stop`].
+//! Identity is data ([`Profile`]), runtime is ownership: at `DRIVER_OK` the transport builds the
+//! [`Ring`]s and gives them to [`VirtioDevice::start`], which moves them into [`Handler`]s; reset,
+//! pause and unplug take them back by [`Handler::stop`].
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -81,8 +82,8 @@ pub enum StartError {
     },
 }
 
-/// Why a handler gave up. The transport sets `DEVICE_NEEDS_RESET` (virtio 1.2 §2.1.2), and the worker stops calling the handler
-/// unless it survives ([`Handler::survive`]).
+/// Why a handler gave up. The transport sets `DEVICE_NEEDS_RESET` (virtio 1.2 §2.1.2), and the
+/// worker stops calling the handler unless it survives ([`Handler::survive`]).
 #[derive(Debug, thiserror::Error)]
 pub enum HandlerError {
     /// The driver broke the ring's rules.
@@ -145,9 +146,9 @@ pub trait VirtioDevice: Send {
         None
     }
 
-    /// What the kernel is to signal when the driver rings the doorbell of `queue`, in place of the queue's own kick, which remains for
-    /// doorbells that the kernel does not catch. For a device that has started and whose rings another process serves. Never changes
-    /// once it is there.
+    /// What the kernel is to signal when the driver rings the doorbell of `queue`, in place of the
+    /// queue's own kick, which remains for doorbells that the kernel does not catch. For a device
+    /// that has started and whose rings another process serves. Never changes once it is there.
     fn doorbell(&self, _queue: u16) -> Option<Arc<EventFd>> {
         None
     }
@@ -174,22 +175,26 @@ pub trait Retire: Send + Sync {
     fn retire(&self);
 }
 
-/// Part of a device that has to know of changes of guest RAM, because it passes memory on to another process, or keeps it from one request
-/// to the next.
+/// Part of a device that has to know of changes of guest RAM, because it passes memory on to
+/// another process, or keeps it from one request to the next.
 ///
 /// Apart from the device, so that it can be told without holding up vCPUs that use the device's registers.
 pub trait MemoryListener: Send + Sync {
-    /// Guest RAM is to grow to `memory`. Called before the guest may use memory that is new, on a thread that may wait. Returns by
-    /// `deadline`; whoever tells several gives all of them the same one.
+    /// Guest RAM is to grow to `memory`. Called before the guest may use memory that is new, on a
+    /// thread that may wait. Returns by `deadline`; whoever tells several gives all of them the
+    /// same one.
     ///
     /// # Errors
-    /// The other process does not take the change. It has nothing of what is new then, as before, and the device goes on: the caller
-    /// gives the change up, and tells the listeners that took it of the memory that stays. What is gone and not given back is asked for
-    /// again with the next change. Only a process that does not answer, or not to the point, is left, and its device fails.
+    /// The other process does not take the change. It has nothing of what is new then, as before,
+    /// and the device goes on: the caller gives the change up, and tells the listeners that took it
+    /// of the memory that stays. What is gone and not given back is asked for again with the next
+    /// change. Only a process that does not answer, or not to the point, is left, and its device
+    /// fails.
     fn memory_added(&self, memory: &GuestMemory, deadline: Instant) -> std::io::Result<()>;
 
-    /// Guest RAM has shrunk to `memory`. Called after the guest has let go of what is no longer there, on any thread: it is said and not
-    /// waited for, at the latest when whoever speaks to the other process at present has done so.
+    /// Guest RAM has shrunk to `memory`. Called after the guest has let go of what is no longer
+    /// there, on any thread: it is said and not waited for, at the latest when whoever speaks to
+    /// the other process at present has done so.
     ///
     /// # Errors
     /// It cannot be said. It is said again with the next change.
@@ -200,9 +205,10 @@ pub trait MemoryListener: Send + Sync {
 pub trait Watch {
     /// Calls [`Handler::wake`] with `token` whenever `fd` is readable.
     fn readable(&mut self, fd: RawFd, token: u32) -> std::io::Result<()>;
-    /// Calls [`Handler::wake`] with `token` when `fd` becomes readable or writable, and when its state changes otherwise; not again as
-    /// long as it stays so. Whoever uses this goes on until the descriptor would block. (Where nobody ever waits, as in unit tests, it
-    /// is the same as [`Watch::readable`].)
+    /// Calls [`Handler::wake`] with `token` when `fd` becomes readable or writable, and when its
+    /// state changes otherwise; not again as long as it stays so. Whoever uses this goes on until
+    /// the descriptor would block. (Where nobody ever waits, as in unit tests, it is the same as
+    /// [`Watch::readable`].)
     fn edges(&mut self, fd: RawFd, token: u32) -> std::io::Result<()> {
         self.readable(fd, token)
     }
@@ -218,7 +224,8 @@ pub trait Handler: Send {
     /// threads do as well, has to look.
     fn set_bus_master_flag(&mut self, _bus_master: Arc<AtomicBool>) {}
 
-    /// Registers what to wait for. Called once, on the I/O thread, before anything else. The kick of every ring is among it.
+    /// Registers what to wait for. Called once, on the I/O thread, before anything else. The kick
+    /// of every ring is among it.
     fn watch(&mut self, watch: &mut dyn Watch) -> Result<(), HandlerError>;
 
     /// Something became readable. Handles all of it, signals the driver, returns. May change what is watched.
@@ -245,15 +252,17 @@ pub trait Handler: Send {
         Ok(())
     }
 
-    /// Asked after any of these gave up: whether to go on all the same, until the driver resets the device. The failure is
-    /// reported in either case, but only the first one.
+    /// Asked after any of these gave up: whether to go on all the same, until the driver resets the
+    /// device. The failure is reported in either case, but only the first one.
     ///
-    /// For a handler that can still tell the driver no: requests that nobody answers would hold the guest's processes for ever.
+    /// For a handler that can still tell the driver no: requests that nobody answers would hold the
+    /// guest's processes for ever.
     fn survive(&mut self, _watch: &mut dyn Watch) -> bool {
         false
     }
 
-    /// Waits for requests in flight, then gives the rings' positions back. Nothing touches guest memory afterwards. Without the right to
-    /// touch it ([`Handler::set_bus_master_flag`]) nobody is answered.
+    /// Waits for requests in flight, then gives the rings' positions back. Nothing touches guest
+    /// memory afterwards. Without the right to touch it ([`Handler::set_bus_master_flag`]) nobody
+    /// is answered.
     fn stop(self: Box<Self>) -> Vec<RingState>;
 }

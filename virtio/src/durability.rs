@@ -1,10 +1,12 @@
 //! Whether what a guest wrote to a file can still be promised to be on the host's storage.
 //!
-//! Linux tells of a write-back that failed once for each open file (`errseq_t`, Documentation/core-api/errseq.rst): the fdatasync(2) that
-//! comes first has the error, every later one succeeds although the data is gone, for the pages count as clean. So the first error
-//! stands for as long as the file is open: nothing that was written through it is called stable any more (virtio 1.2 §5.2.6.2, §5.19.6).
-//! That is for later ones. Of two that run side by side through one open file, one may succeed before the other has told
-//! of the error: who has several at a time waits for those (`block/sync_order.rs`), or has an open file for each.
+//! Linux tells of a write-back that failed once for each open file (`errseq_t`,
+//! Documentation/core-api/errseq.rst): the fdatasync(2) that comes first has the error, every later
+//! one succeeds although the data is gone, for the pages count as clean. So the first error stands
+//! for as long as the file is open: nothing that was written through it is called stable any more
+//! (virtio 1.2 §5.2.6.2, §5.19.6). That is for later ones. Of two that run side by side through one
+//! open file, one may succeed before the other has told of the error: who has several at a time
+//! waits for those (`block/sync_order.rs`), or has an open file for each.
 
 use std::fmt::Display;
 use std::io;

@@ -1,5 +1,5 @@
-//! File system device (virtio 1.2 §5.11): a folder of the host, served by husk itself ([`local`]) or by a vhost-user back-end such as
-//! virtiofsd.
+//! File system device (virtio 1.2 §5.11): a folder of the host, served by husk itself ([`local`])
+//! or by a vhost-user back-end such as virtiofsd.
 //!
 //! | queue  | carries                                                                      |
 //! |--------|------------------------------------------------------------------------------|
@@ -11,8 +11,9 @@
 //! | 0x00          | `u8 tag[36]`             | name to mount by, UTF-8, padded with zeroes |
 //! | 0x24          | `le32 num_request_queues`| N                                           |
 //!
-//! The notification queue (`VIRTIO_FS_F_NOTIFICATION`) and the DAX window are not offered. How requests get to the back-end, and
-//! what becomes of them when it is gone, is told in [`vhost_user`](crate::vhost_user).
+//! The notification queue (`VIRTIO_FS_F_NOTIFICATION`) and the DAX window are not offered. How
+//! requests get to the back-end, and what becomes of them when it is gone, is told in
+//! [`vhost_user`](crate::vhost_user).
 
 pub(crate) mod filesystem;
 mod fuse;
@@ -70,8 +71,9 @@ pub struct Fs {
 }
 
 impl Fs {
-    /// Connects to the back-end and comes to terms with it. Its rings follow when the driver starts the device, and with them
-    /// `memory`: all that the back-end may be asked to reach, more perhaps than the device does by then.
+    /// Connects to the back-end and comes to terms with it. Its rings follow when the driver starts
+    /// the device, and with them `memory`: all that the back-end may be asked to reach, more
+    /// perhaps than the device does by then.
     ///
     /// # Errors
     /// See [`BackendError`].
@@ -119,7 +121,8 @@ fn profile(queues: u16, queue_size: u16) -> Profile {
     }
 }
 
-/// The configuration space of a device with `queues` request queues (virtio 1.2 §5.11.4). The tag is cut to [`TAG_BYTES`].
+/// The configuration space of a device with `queues` request queues (virtio 1.2 §5.11.4). The tag
+/// is cut to [`TAG_BYTES`].
 pub fn config_space(tag: &str, queues: u16) -> Vec<u8> {
     let mut fields = tag.as_bytes().to_vec();
     fields.resize(TAG_BYTES, 0);

@@ -7,7 +7,7 @@
 //! | [`Iovecs`] | an array, kept between calls to save the allocation; nobody follows its addresses but the kernel |
 //! | [`BorrowedIovecs`] | such an array while it is filled with memory that outlives it |
 //! | [`OwnedIovecs`] | one that stays filled, with the memory that it is in |
-//! | [`Buffers`] | what a call is given of the two: mapped as long as the borrow lasts, to be read and written by anybody at any time |
+//! | [`Buffers`] | what a call is given of the two: mapped as long as the borrow lasts, anybody's to read and write |
 #![expect(
     unsafe_code,
     reason = "an iovec holds a raw pointer, and is followed where its memory is known to be mapped"
@@ -38,12 +38,13 @@ pub(crate) fn pieces<'a>(
     })
 }
 
-/// An array of buffers. It borrows nothing: whoever hands it to the kernel keeps the memory alive until the kernel is done.
+/// An array of buffers. It borrows nothing: whoever hands it to the kernel keeps the memory alive
+/// until the kernel is done.
 #[derive(Default)]
 pub(crate) struct Iovecs(Vec<libc::iovec>);
 
-// SAFETY: the addresses are given to the kernel, or followed under a borrow of the memory that they are in, on whatever thread;
-// neither guest RAM nor a mapping of this process is bound to one.
+// SAFETY: the addresses are given to the kernel, or followed under a borrow of the memory that they
+// are in, on whatever thread; neither guest RAM nor a mapping of this process is bound to one.
 unsafe impl Send for Iovecs {}
 
 impl Iovecs {
@@ -202,8 +203,8 @@ impl<'b> Buffers<'b> {
     /// Them as slices.
     pub fn slices(self) -> impl Iterator<Item = VolatileSlice<'b>> {
         self.0.iter().map(|entry| {
-            // SAFETY: an entry is made of a slice and at most shortened, and what it is of lives for `'b`: see the types that
-            // hand `Buffers` out.
+            // SAFETY: an entry is made of a slice and at most shortened, and what it is of lives
+            // for `'b`: see the types that hand `Buffers` out.
             unsafe { VolatileSlice::new(entry.iov_base.cast(), entry.iov_len) }
         })
     }

@@ -14,18 +14,22 @@
 //! | 0x28   | 8     | R   | `plugged_size`                                  |
 //! | 0x30   | 8     | R   | `requested_size`                                |
 //!
-//! The host says how much the guest should have ([`MemHandle::request`]); the driver plugs and unplugs blocks until that is so. An
-//! answer "yes" to a request is the proof that the guest has the memory or let go of it. Linux has it for *use* a moment later: it plugs a
-//! block, then adds it to its memory, and tells nobody. So the driver of a guest that has all it should have is told once more. It reads the
-//! configuration anew only when it is done with what it was about (`drivers/virtio/virtio_mem.c`, one work item at a time): that read
-//! is the sign ([`MemSize::settled`]).
+//! The host says how much the guest should have ([`MemHandle::request`]); the driver plugs and
+//! unplugs blocks until that is so. An answer "yes" to a request is the proof that the guest has
+//! the memory or let go of it. Linux has it for *use* a moment later: it plugs a block, then adds
+//! it to its memory, and tells nobody. So the driver of a guest that has all it should have is told
+//! once more. It reads the configuration anew only when it is done with what it was about
+//! (`drivers/virtio/virtio_mem.c`, one work item at a time): that read is the sign
+//! ([`MemSize::settled`]).
 //!
-//! What is not plugged is not there: `VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE` is offered, and a driver that does not take it is not served,
-//! since it would read such memory (§5.15.3). What makes memory appear and disappear is the machine's affair ([`Backing`]).
+//! What is not plugged is not there: `VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE` is offered, and a driver
+//! that does not take it is not served, since it would read such memory (§5.15.3). What makes
+//! memory appear and disappear is the machine's affair ([`Backing`]).
 //!
-//! The answers are those that keep a driver alive. Linux takes `ERROR` for its own fault and gives the device up for good, so that is
-//! for requests that make no sense. `NACK` says that there has been a newer request of the host's; `BUSY` that the host cannot at
-//! present, which ends with the next configuration interrupt ([`MemHandle::retry`]).
+//! The answers are those that keep a driver alive. Linux takes `ERROR` for its own fault and gives
+//! the device up for good, so that is for requests that make no sense. `NACK` says that there has
+//! been a newer request of the host's; `BUSY` that the host cannot at present, which ends with the
+//! next configuration interrupt ([`MemHandle::retry`]).
 
 mod handler;
 mod region;
@@ -63,7 +67,8 @@ pub trait Backing: Send {
     /// The host cannot at present. Nothing has changed.
     fn plug(&mut self, offset: u64, bytes: u64) -> io::Result<()>;
 
-    /// Takes `bytes` bytes at `offset` of the region from the guest, all of which it has, and gives their pages back to the host.
+    /// Takes `bytes` bytes at `offset` of the region from the guest, all of which it has, and gives
+    /// their pages back to the host.
     ///
     /// # Errors
     /// The host cannot at present. The guest has all of it as before, but part of it may be empty.
@@ -162,7 +167,8 @@ impl ConfigAccess for Shared {
     }
 }
 
-/// The host's end of a memory device: asks for more or less, and sees what came of it. From any thread, never blocks for long.
+/// The host's end of a memory device: asks for more or less, and sees what came of it. From any
+/// thread, never blocks for long.
 #[derive(Clone)]
 pub struct MemHandle(Arc<Mutex<Shared>>);
 
@@ -239,8 +245,9 @@ pub struct Mem {
 }
 
 impl Mem {
-    /// A device of nothing plugged and nothing requested. `on_change` is called on its thread when what is plugged has changed, and on
-    /// that of the vCPU by which the driver looks again: it should wake who waits for that, and do no more.
+    /// A device of nothing plugged and nothing requested. `on_change` is called on its thread when
+    /// what is plugged has changed, and on that of the vCPU by which the driver looks again: it
+    /// should wake who waits for that, and do no more.
     ///
     /// # Errors
     /// [`MemConfigError`].

@@ -9,9 +9,10 @@
 //! | 0x00          | `le64 start`| guest-physical address of the range                   |
 //! | 0x08          | `le64 size` | its length in bytes                                   |
 //!
-//! The memory itself is the machine's affair: it maps the file into the guest and hands the device what keeps it there. The one
-//! request, a flush, is answered when the host has written the file to its storage: once for all that wait, since it begins after the
-//! last of them was made. Once that has failed, no flush succeeds any more.
+//! The memory itself is the machine's affair: it maps the file into the guest and hands the device
+//! what keeps it there. The one request, a flush, is answered when the host has written the file to
+//! its storage: once for all that wait, since it begins after the last of them was made. Once that
+//! has failed, no flush succeeds any more.
 
 use std::any::Any;
 use std::cell::LazyCell;
@@ -92,9 +93,9 @@ pub struct Pmem {
 }
 
 impl Pmem {
-    /// A device of `bytes` bytes at guest-physical `start`. A flush writes `file` to its storage, which the log calls `name`; without one,
-    /// because the guest's writes are not to be kept, it does nothing. `mapping` is what keeps the range in the guest: it goes with the
-    /// device.
+    /// A device of `bytes` bytes at guest-physical `start`. A flush writes `file` to its storage,
+    /// which the log calls `name`; without one, because the guest's writes are not to be kept, it
+    /// does nothing. `mapping` is what keeps the range in the guest: it goes with the device.
     pub fn new(start: u64, bytes: u64, file: Option<File>, name: impl Display, mapping: Box<dyn Any + Send>) -> Self {
         let fields = [start.to_le_bytes(), bytes.to_le_bytes()].concat();
         Self {
@@ -151,7 +152,8 @@ struct PmemHandler {
     metrics: Arc<PmemMetrics>,
 }
 
-/// Answers one request; returns how many bytes of answer there are. `flush` writes the file to its storage, or has done so.
+/// Answers one request; returns how many bytes of answer there are. `flush` writes the file to its
+/// storage, or has done so.
 fn answer(
     flush: impl FnOnce() -> bool,
     metrics: &PmemMetrics,

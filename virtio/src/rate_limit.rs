@@ -1,10 +1,12 @@
 //! Token buckets: how fast a device may be used, in bytes and in operations.
 //!
-//! A bucket of `size` tokens fills in `refill`. Whoever finds tokens in both buckets may go on, whatever the request then costs: a request
-//! larger than the bucket puts it into debt, and the next one waits until that is paid. So every request passes sooner or later, and
-//! over time the rate is exact. What is in the bucket of the one-time burst is spent first and never comes back.
+//! A bucket of `size` tokens fills in `refill`. Whoever finds tokens in both buckets may go on,
+//! whatever the request then costs: a request larger than the bucket puts it into debt, and the
+//! next one waits until that is paid. So every request passes sooner or later, and over time the
+//! rate is exact. What is in the bucket of the one-time burst is spent first and never comes back.
 //!
-//! A limiter belongs to a device and is shared by its queues. It is looked at on I/O threads only, and only where one is configured.
+//! A limiter belongs to a device and is shared by its queues. It is looked at on I/O threads only,
+//! and only where one is configured.
 
 mod deadline_timer;
 mod queue_limiter;
@@ -79,7 +81,8 @@ impl Limiter {
     }
 }
 
-/// One bucket. Counts in units of `1 / refill_ns` tokens, so that a nanosecond brings exactly `size` of them: nothing is ever rounded.
+/// One bucket. Counts in units of `1 / refill_ns` tokens, so that a nanosecond brings exactly
+/// `size` of them: nothing is ever rounded.
 #[derive(Debug)]
 struct Bucket {
     size: i128,

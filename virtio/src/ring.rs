@@ -1,10 +1,12 @@
 //! One virtqueue at run time: ring, kick, call and memory together (virtio 1.2 §2.7, split rings).
 //!
-//! Notification suppression, the used ring and the interrupt are handled here and nowhere else; a device is a closure given to
-//! [`Ring::drain`], or, where requests complete out of order, a user of [`Ring::pop`], [`Ring::push`] and [`Ring::signal`].
+//! Notification suppression, the used ring and the interrupt are handled here and nowhere else; a
+//! device is a closure given to [`Ring::drain`], or, where requests complete out of order, a user
+//! of [`Ring::pop`], [`Ring::push`] and [`Ring::signal`].
 //!
-//! The driver is not trusted: every index, address and chain is checked, chains in flight are tracked, and what breaks the
-//! rules is a [`RingError`] that ends in `DEVICE_NEEDS_RESET`, not in a panic or in a silent loss.
+//! The driver is not trusted: every index, address and chain is checked, chains in flight are
+//! tracked, and what breaks the rules is a [`RingError`] that ends in `DEVICE_NEEDS_RESET`, not in
+//! a panic or in a silent loss.
 
 mod budget;
 mod buffers;
@@ -132,8 +134,8 @@ impl Ring {
         self.queue.size()
     }
 
-    /// The doorbell: readable when the driver kicked, or when the ring's turn is over and there is more. [`Ring::drain`] and
-    /// [`Ring::take_kick`] reset it.
+    /// The doorbell: readable when the driver kicked, or when the ring's turn is over and there is
+    /// more. [`Ring::drain`] and [`Ring::take_kick`] reset it.
     pub fn kick(&self) -> &EventFd {
         &self.kick
     }
@@ -165,8 +167,8 @@ impl Ring {
         let _ = self.kick.write(1);
     }
 
-    /// Whether there may be more, but the turn is over. The ring has rung its own doorbell then, gives no more chains and asks for no
-    /// kicks until [`Ring::take_kick`] or [`Ring::note_kick`].
+    /// Whether there may be more, but the turn is over. The ring has rung its own doorbell then,
+    /// gives no more chains and asks for no kicks until [`Ring::take_kick`] or [`Ring::note_kick`].
     pub fn is_spent(&self) -> bool {
         self.budget.is_spent()
     }
@@ -178,8 +180,8 @@ impl Ring {
 
     /// Handles every available chain with `f`, fills the used ring and interrupts the driver at most once.
     ///
-    /// Takes the doorbell, so call it on every kick. At most one ring's worth of chains is handled; when more are waiting the
-    /// ring has kicked itself.
+    /// Takes the doorbell, so call it on every kick. At most one ring's worth of chains is handled;
+    /// when more are waiting the ring has kicked itself.
     ///
     /// # Errors
     /// When the driver broke the rules or `f` gave up. Chains handled before are announced all the same.
@@ -228,8 +230,8 @@ impl Ring {
         }
     }
 
-    /// Takes the next available chain, for a request that completes later. `None` when there is none, or the turn is over: see
-    /// [`Ring::is_spent`].
+    /// Takes the next available chain, for a request that completes later. `None` when there is
+    /// none, or the turn is over: see [`Ring::is_spent`].
     ///
     /// # Errors
     /// When the driver broke the rules. At most the queue size of chains is ever in flight.
@@ -254,8 +256,9 @@ impl Ring {
         self.push_all(&[(head, len)])
     }
 
-    /// Returns several chains to the driver, head and length each, which sees all of them at once or none: what belongs together
-    /// must not be seen in part. Does not interrupt: see [`Ring::signal`].
+    /// Returns several chains to the driver, head and length each, which sees all of them at once
+    /// or none: what belongs together must not be seen in part. Does not interrupt: see
+    /// [`Ring::signal`].
     ///
     /// # Errors
     /// When one is not in flight or the used ring cannot be written. The driver then sees none of them.
@@ -275,7 +278,8 @@ impl Ring {
         self.complete(&mem, chains)
     }
 
-    /// Interrupts the driver if something was pushed since the last time and the driver wants to know (virtio 1.2 §2.7.7).
+    /// Interrupts the driver if something was pushed since the last time and the driver wants to
+    /// know (virtio 1.2 §2.7.7).
     ///
     /// # Errors
     /// When the available ring cannot be read.
@@ -300,8 +304,9 @@ impl Ring {
         self.unannounced
     }
 
-    /// Asks the driver for kicks. `true` when chains became available meanwhile: they come without a kick (virtio 1.2 §2.7.10).
-    /// `false` also when the turn is over: the ring's own kick is on its way.
+    /// Asks the driver for kicks. `true` when chains became available meanwhile: they come without
+    /// a kick (virtio 1.2 §2.7.10). `false` also when the turn is over: the ring's own kick is on
+    /// its way.
     ///
     /// # Errors
     /// When the rings cannot be accessed.

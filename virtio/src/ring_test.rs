@@ -602,8 +602,8 @@ fn misplaced_rings_are_refused() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// Chains as a driver makes them, wherever ring and buffers lie: of all memory only what was given to be written changes, and of
-    /// the ring only its used part.
+    /// Chains as a driver makes them, wherever ring and buffers lie: of all memory only what was
+    /// given to be written changes, and of the ring only its used part.
     #[test]
     fn nothing_is_written_but_the_used_ring_and_the_buffers_for_it(
         base in (0u64..0x10).prop_map(|page| page << 12),

@@ -4,9 +4,10 @@
 //! |-------|------------------------------------------|
 //! | 0     | device-writable buffers to be filled     |
 //!
-//! There is no configuration and there are no feature bits. A request may be answered short (§5.4.6.1), so one request gets at
-//! most [`REQUEST_BYTES_MAX`], whatever its buffers hold: a guest cannot make the host read gigabytes in one go. When the
-//! source gives nothing the request stays in the ring and is tried again a second later.
+//! There is no configuration and there are no feature bits. A request may be answered short
+//! (§5.4.6.1), so one request gets at most [`REQUEST_BYTES_MAX`], whatever its buffers hold: a
+//! guest cannot make the host read gigabytes in one go. When the source gives nothing the request
+//! stays in the ring and is tried again a second later.
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -29,7 +29,8 @@ pub(crate) fn retry(mut io: impl FnMut() -> isize) -> io::Result<usize> {
     }
 }
 
-/// Waits until `fd` is ready for one of `events` (poll(2)), at most for `patience`. A patience of zero looks, and does not wait.
+/// Waits until `fd` is ready for one of `events` (poll(2)), at most for `patience`. A patience of
+/// zero looks, and does not wait.
 ///
 /// # Errors
 /// What poll(2) says, an interruption included.

@@ -69,7 +69,8 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Lays a ring of `size` entries out at `base`, which must be 4 KiB aligned; it takes less than 64 KiB for up to 1024.
+    /// Lays a ring of `size` entries out at `base`, which must be 4 KiB aligned; it takes less than
+    /// 64 KiB for up to 1024.
     pub fn new(mem: &GuestMemory, base: u64, size: u16) -> Self {
         let avail = base + 16 * u64::from(size);
         let used = (avail + 6 + 2 * u64::from(size)).next_multiple_of(4);
@@ -147,7 +148,8 @@ impl Driver {
             .unwrap();
     }
 
-    /// Makes a chain of the next free descriptors available and returns its head. Descriptors are reused round and round.
+    /// Makes a chain of the next free descriptors available and returns its head. Descriptors are
+    /// reused round and round.
     pub fn add(&mut self, bufs: &[Buf]) -> u16 {
         let at = |n: usize| (self.next_desc + u16::try_from(n).unwrap()) % self.size;
         for (n, buf) in bufs.iter().enumerate() {
@@ -164,8 +166,9 @@ impl Driver {
         head
     }
 
-    /// A driver that makes its first `heads` chains available again as fast as they are used, for [`Ring::busy_driver`]. Ends the test
-    /// if it is asked more often than any turn of a thread may.
+    /// A driver that makes its first `heads` chains available again as fast as they are used, for
+    /// [`Ring::busy_driver`]. Ends the test if it is asked more often than any turn of a thread
+    /// may.
     pub fn busy(&self, heads: u16) -> Box<dyn FnMut() + Send> {
         for entry in 0..self.size {
             self.store(self.avail + 4 + 2 * u64::from(entry), entry % heads);

@@ -43,8 +43,9 @@ pub type ThreadBody = Box<dyn FnOnce() + Send>;
 
 /// Starts and confines the threads of devices. Called on vCPU threads and on the new threads themselves.
 pub trait Threads: Send + Sync {
-    /// Has a thread called `name` call `body`, as [`builder`] makes it. Called on vCPU threads: does not wait for it. A `body` that
-    /// is dropped without having been called could not be given a thread.
+    /// Has a thread called `name` call `body`, as [`builder`] makes it. Called on vCPU threads:
+    /// does not wait for it. A `body` that is dropped without having been called could not be given
+    /// a thread.
     ///
     /// # Errors
     /// When it is clear at once that there will be no thread.
@@ -57,7 +58,8 @@ pub trait Threads: Send + Sync {
     /// When the host refuses. The thread must not go on then.
     fn confine(&self, thread_class: ThreadClass) -> io::Result<()>;
 
-    /// Woken when a thread is done with what it was asked for, to stop or to hold. Whoever asked looks again then: nobody waits.
+    /// Woken when a thread is done with what it was asked for, to stop or to hold. Whoever asked
+    /// looks again then: nobody waits.
     fn waker(&self) -> Waker {
         Waker::noop().clone()
     }

@@ -22,8 +22,8 @@ use crate::syscall::check;
 /// Longest path of a Unix socket, without its final NUL (`sun_path` has 108 bytes).
 pub const PATH_MAX: usize = 107;
 
-/// Connects to the socket at `path`. Where it is not there, or its backlog is full, the answer is an error at once. The stream does
-/// not block.
+/// Connects to the socket at `path`. Where it is not there, or its backlog is full, the answer is
+/// an error at once. The stream does not block.
 ///
 /// # Errors
 /// What the host says; `InvalidInput` of a path that no socket can have.

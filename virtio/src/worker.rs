@@ -42,8 +42,9 @@ impl Worker {
     /// Has `threads` start a thread called `name` (cut to 15 bytes), which serves `handler` of a device whose threads
     /// are of `thread_class` until told to stop. Returns at once.
     ///
-    /// If the handler gives up, `on_failure` is called on the I/O thread, once; unless it survives, the handler is stopped and the
-    /// thread ends. If there turns out to be no thread, the same happens elsewhere.
+    /// If the handler gives up, `on_failure` is called on the I/O thread, once; unless it survives,
+    /// the handler is stopped and the thread ends. If there turns out to be no thread, the same
+    /// happens elsewhere.
     ///
     /// # Errors
     /// When the host refuses an eventfd or a thread.
@@ -74,21 +75,23 @@ impl Worker {
         })
     }
 
-    /// Asks the thread to stop, and returns at once: see [`Worker::is_stopped`]. The waker of its [`Threads`] is woken when it has.
+    /// Asks the thread to stop, and returns at once: see [`Worker::is_stopped`]. The waker of its
+    /// [`Threads`] is woken when it has.
     pub fn stop(&self) {
         self.hold_point.end();
         self.ring();
     }
 
-    /// Asks the thread to finish what its handler has begun, here and elsewhere, and to begin nothing more until [`Worker::release`].
-    /// Returns at once: see [`Worker::is_held`].
+    /// Asks the thread to finish what its handler has begun, here and elsewhere, and to begin
+    /// nothing more until [`Worker::release`]. Returns at once: see [`Worker::is_held`].
     pub fn hold(&self) {
         self.hold_point.request_hold();
         self.ring();
     }
 
-    /// Whether nothing of the handler writes guest memory any more after [`Worker::hold`]. The waker of its [`Threads`] is woken when
-    /// that becomes true. It does not if the handler gives up instead.
+    /// Whether nothing of the handler writes guest memory any more after [`Worker::hold`]. The
+    /// waker of its [`Threads`] is woken when that becomes true. It does not if the handler gives
+    /// up instead.
     pub fn is_held(&self) -> bool {
         self.hold_point.state() == State::Held || self.is_stopped()
     }
@@ -110,7 +113,8 @@ impl Worker {
         self.outcome.ended.load(Ordering::Acquire)
     }
 
-    /// Stops the thread, waits until it is done and returns where its rings stood. Immediate once [`Worker::is_stopped`].
+    /// Stops the thread, waits until it is done and returns where its rings stood. Immediate once
+    /// [`Worker::is_stopped`].
     pub fn join(self) -> Vec<RingState> {
         self.stop();
         self.outcome.wait()

@@ -291,8 +291,9 @@ fn a_worker_has_two_descriptors_of_its_own() {
         }
     }
     std::thread::spawn(|| {
-        // Without copies of what other tests have open, who may wait for its end.
-        // SAFETY: this thread and the worker that it starts have no descriptor yet, and those of other threads stay as they are.
+        // Without copies of what other tests have open, who may wait for its end. SAFETY: this
+        // thread and the worker that it starts have no descriptor yet, and those of other threads
+        // stay as they are.
         let unshared = unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_UNSHARE.cast_signed()) };
         assert_eq!(unshared, 0);
         let before = open_files();

@@ -105,8 +105,8 @@ impl Bar {
         (base & self.mask()) | width | prefetchable
     }
 
-    /// The range that registers with value `raw` decode. Address 0 is what an unset BAR holds, and a range that would run past the
-    /// last address decodes nothing.
+    /// The range that registers with value `raw` decode. Address 0 is what an unset BAR holds, and
+    /// a range that would run past the last address decodes nothing.
     pub(super) fn decode(self, bar: u8, raw: u64) -> Option<BarRange> {
         let base = raw & self.mask();
         let fits = base.checked_add(self.size).is_some();

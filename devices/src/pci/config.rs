@@ -138,7 +138,8 @@ impl ConfigSpace {
         (0..).zip(self.bars).filter_map(|(index, bar)| Some((index, bar?)))
     }
 
-    /// Puts BAR `index` at guest-physical address `base`, as firmware would. It is decoded once the guest turns memory space on.
+    /// Puts BAR `index` at guest-physical address `base`, as firmware would. It is decoded once the
+    /// guest turns memory space on.
     ///
     /// # Errors
     /// No such BAR, or `base` is not a multiple of its size or too high for its width.
@@ -157,9 +158,10 @@ impl ConfigSpace {
         Ok(())
     }
 
-    /// Appends a capability (PCIe 5.0 §7.5.1.1.11) and returns its offset. `body` follows the ID and the link; `writable` has the bits
-    /// of the body set that the guest may change, and may be shorter than it. The body of a [`CAP_VENDOR`] capability begins with
-    /// the length of the whole.
+    /// Appends a capability (PCIe 5.0 §7.5.1.1.11) and returns its offset. `body` follows the ID
+    /// and the link; `writable` has the bits of the body set that the guest may change, and may be
+    /// shorter than it. The body of a [`CAP_VENDOR`] capability begins with the length of the
+    /// whole.
     ///
     /// # Errors
     /// [`ConfigError::NoRoom`].
@@ -220,7 +222,8 @@ impl ConfigSpace {
         self.decoded_bars().into_iter().flatten().collect()
     }
 
-    /// Whether the function may issue memory requests: read and write memory, and send messages (PCIe 5.0 §7.5.1.1.3). Not after reset.
+    /// Whether the function may issue memory requests: read and write memory, and send messages
+    /// (PCIe 5.0 §7.5.1.1.3). Not after reset.
     pub fn is_bus_master(&self) -> bool {
         self.registers.u16(COMMAND) & COMMAND_MASTER != 0
     }

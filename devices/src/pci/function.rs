@@ -9,9 +9,10 @@ use crate::lock;
 
 /// One PCI function.
 ///
-/// A function owns a [`ConfigSpace`], and most of this trait is answered from there. One whose capabilities have side effects
-/// (MSI-X control, virtio's window into the BARs) overrides [`PciFunction::read_config`] and [`PciFunction::write_config`]. Called on
-/// vCPU threads, and on control threads while it is added or removed; never blocks.
+/// A function owns a [`ConfigSpace`], and most of this trait is answered from there. One whose
+/// capabilities have side effects (MSI-X control, virtio's window into the BARs) overrides
+/// [`PciFunction::read_config`] and [`PciFunction::write_config`]. Called on vCPU threads, and on
+/// control threads while it is added or removed; never blocks.
 pub trait PciFunction: Send {
     /// The configuration space.
     fn config(&self) -> &ConfigSpace;

@@ -1,7 +1,8 @@
 //! PCI functions and what they share: configuration space, BARs, MSI-X, the root they sit below.
 //!
-//! Configuration space is reached through the memory-mapped ECAM window only (PCIe 5.0 §7.2.2): one exit an access. The older
-//! mechanism of ports 0xcf8 and 0xcfc, which takes two, does not exist in a husk machine.
+//! Configuration space is reached through the memory-mapped ECAM window only (PCIe 5.0 §7.2.2): one
+//! exit an access. The older mechanism of ports 0xcf8 and 0xcfc, which takes two, does not exist in
+//! a husk machine.
 
 mod alloc;
 mod bar;

@@ -18,11 +18,13 @@
 //!
 //! Pending bit array: bit `n` of the array, read-only, belongs to vector `n`. It is padded to 8 bytes.
 //!
-//! A vector that may not send (masked, function masked, MSI-X off, bus mastering off, no message yet, or refused by the host) remembers
-//! one signal as its pending bit and sends it once it may. The host is asked for a GSI and a route only when a vector may send for the first time,
-//! or with another message than before: a guest that masks and unmasks to move an interrupt costs one change of route, and one
-//! that leaves vectors unused costs none. A vector that another process signals as well ([`Vector::share`]) has an eventfd and a GSI for
-//! it, and is disconnected from them while it may not send.
+//! A vector that may not send (masked, function masked, MSI-X off, bus mastering off, no message
+//! yet, or refused by the host) remembers one signal as its pending bit and sends it once it may.
+//! The host is asked for a GSI and a route only when a vector may send for the first time, or with
+//! another message than before: a guest that masks and unmasks to move an interrupt costs one
+//! change of route, and one that leaves vectors unused costs none. A vector that another process
+//! signals as well ([`Vector::share`]) has an eventfd and a GSI for it, and is disconnected from
+//! them while it may not send.
 
 use std::sync::Arc;
 
@@ -180,8 +182,8 @@ impl Msix {
         data.iter_mut().skip(inside).for_each(|byte| *byte = 0xff);
     }
 
-    /// How often the host refused a vector its GSI or its route. Such a vector stays as if masked and is tried again whenever the
-    /// guest writes to its entry or to message control.
+    /// How often the host refused a vector its GSI or its route. Such a vector stays as if masked
+    /// and is tried again whenever the guest writes to its entry or to message control.
     pub fn refused(&self) -> u64 {
         self.refused.get()
     }

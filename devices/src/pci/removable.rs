@@ -7,9 +7,10 @@ use crate::bus::Effect;
 
 /// A function in its place, or the place once the function is gone.
 ///
-/// The root, the windows of BARs and a vCPU in the middle of an access refer to the place, each for as long as it takes. The
-/// function is dropped by whoever takes it out, and nowhere else: by the last reference it would be dropped on any thread, also on a
-/// vCPU's, which is not allowed what the end of a device needs.
+/// The root, the windows of BARs and a vCPU in the middle of an access refer to the place, each for
+/// as long as it takes. The function is dropped by whoever takes it out, and nowhere else: by the
+/// last reference it would be dropped on any thread, also on a vCPU's, which is not allowed what
+/// the end of a device needs.
 ///
 /// An access that comes late finds nothing: all ones are read, writes are dropped, nothing is decoded.
 #[derive(Debug)]

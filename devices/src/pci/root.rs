@@ -191,7 +191,8 @@ struct Target {
     function: Arc<Mutex<dyn PciFunction>>,
     /// Offset of its first byte in the function's configuration space.
     register: u16,
-    /// How many of its bytes belong to the function. Those behind them belong to nobody: an access does not go on in the next function.
+    /// How many of its bytes belong to the function. Those behind them belong to nobody: an access
+    /// does not go on in the next function.
     inside: usize,
 }
 

@@ -149,7 +149,8 @@ fn contains(aml: &[u8], wanted: &[u8]) -> bool {
     aml.windows(wanted.len()).any(|bytes| bytes == wanted)
 }
 
-/// The fields of a memory resource after its flags (ACPI 6.5 §6.4.3.5.1): granularity, first, last, translation, length.
+/// The fields of a memory resource after its flags (ACPI 6.5 §6.4.3.5.1): granularity, first, last,
+/// translation, length.
 fn qword_memory(base: u64, size: u64) -> Vec<u8> {
     [0, base, base + size - 1, 0, size]
         .iter()

@@ -11,8 +11,8 @@ use super::{BalloonHandle, BalloonMetrics, Discard, pages};
 use crate::device::{Handler, HandlerError, Watch};
 use crate::ring::{Ring, RingState, Step};
 
-/// Ranges that are given back in one wake, and those of one more request: each costs the host some microseconds, and who stops or pauses
-/// the device waits for them.
+/// Ranges that are given back in one wake, and those of one more request: each costs the host some
+/// microseconds, and who stops or pauses the device waits for them.
 pub(super) const DISCARDS_PER_WAKE: usize = 4096;
 
 pub(super) const INFLATE: u32 = 0;

@@ -9,8 +9,8 @@ pub(super) const PAGE_BYTES: u64 = 4096;
 /// Page numbers that are looked at in one request. Linux sends 256.
 pub(super) const PAGES_MAX: usize = 4096;
 
-/// Calls `each` with every range (first address, bytes) that the `le32` page numbers in `reader` make up, in their order. Says how many
-/// numbers there were.
+/// Calls `each` with every range (first address, bytes) that the `le32` page numbers in `reader`
+/// make up, in their order. Says how many numbers there were.
 ///
 /// # Errors
 /// More than [`PAGES_MAX`]: the rest is not looked at.

@@ -14,7 +14,8 @@ use super::plain::{self, AtHand};
 use super::uring::Uring;
 use crate::iovecs::Iovecs;
 
-/// Most bytes that one operation moves: more than any request of Linux has. Nothing can stop an operation that has begun.
+/// Most bytes that one operation moves: more than any request of Linux has. Nothing can stop an
+/// operation that has begun.
 pub(super) const OP_BYTES: usize = 2 << 20;
 
 /// One system call's worth of work on an image.
@@ -84,14 +85,15 @@ pub(super) enum Engine {
         ring: Box<Uring>,
         /// Reads are tried in the host's page cache before: what is there needs no way through the ring.
         cached: bool,
-        /// Writes to the page cache are made at once where nothing else is under way. `None` where there is no such cache.
+        /// Writes to the page cache are made at once where nothing else is under way. `None` where
+        /// there is no such cache.
         inline_writes: Option<InlineWrites>,
     },
 }
 
 impl Engine {
-    /// An engine for at most `depth` operations at a time: io_uring if the host lets us have it. `cached` says that its files are read
-    /// and written through the page cache.
+    /// An engine for at most `depth` operations at a time: io_uring if the host lets us have it.
+    /// `cached` says that its files are read and written through the page cache.
     pub fn with_uring(depth: usize, cached: bool) -> Self {
         match Uring::new(depth) {
             Ok(ring) => Self::Uring {
@@ -106,8 +108,8 @@ impl Engine {
         }
     }
 
-    /// Most cost of operations before others may begin: with plain calls of one turn, and otherwise of all that run. It is what a stop
-    /// of the queue may have to wait for.
+    /// Most cost of operations before others may begin: with plain calls of one turn, and otherwise
+    /// of all that run. It is what a stop of the queue may have to wait for.
     pub fn limit(&self) -> usize {
         match self {
             Self::Plain => OP_BYTES.saturating_mul(4),

@@ -100,8 +100,8 @@ impl QueueHandler {
         }
     }
 
-    /// Does all that can be done now. What the host has at hand ends while it is submitted, and is answered in the same turn: no more of it
-    /// than may be under way.
+    /// Does all that can be done now. What the host has at hand ends while it is submitted, and is
+    /// answered in the same turn: no more of it than may be under way.
     fn serve(&mut self) -> Result<(), HandlerError> {
         self.done = 0;
         self.proceed()?;
@@ -143,8 +143,8 @@ impl QueueHandler {
         Ok(())
     }
 
-    /// Goes on with every request whose host operation has ended, and with those that it makes room for. Returns what those operations have
-    /// cost.
+    /// Goes on with every request whose host operation has ended, and with those that it makes room
+    /// for. Returns what those operations have cost.
     fn proceed(&mut self) -> Result<usize, RingError> {
         let mut cost = 0_usize;
         let mut ended = std::mem::take(&mut self.ended);
@@ -221,7 +221,8 @@ impl QueueHandler {
         self.advance(slot)
     }
 
-    /// Takes one request as far as it goes without waiting. Once the queue ends, what would need the host again has failed.
+    /// Takes one request as far as it goes without waiting. Once the queue ends, what would need
+    /// the host again has failed.
     fn advance(&mut self, slot: usize) -> Result<(), RingError> {
         let mut at_once = false;
         loop {
@@ -271,7 +272,8 @@ impl QueueHandler {
             self.sync_order.forget(slot);
             if let Some(job) = self.jobs.remove(slot) {
                 self.answer(job, status)?;
-                // What this thread has done itself took its time: the driver should not wait for that of other requests as well.
+                // What this thread has done itself took its time: the driver should not wait for
+                // that of other requests as well.
                 if at_once {
                     self.ring.signal()?;
                 }
@@ -347,8 +349,9 @@ impl Handler for QueueHandler {
         })
     }
 
-    /// What the host has begun is finished. Requests that need more of it wait, as those still in the ring do: how much the driver has
-    /// queued is no measure for a pause. Who may not be answered now is when the device may touch memory again.
+    /// What the host has begun is finished. Requests that need more of it wait, as those still in
+    /// the ring do: how much the driver has queued is no measure for a pause. Who may not be
+    /// answered now is when the device may touch memory again.
     fn hold(&mut self, _watch: &mut dyn Watch) -> Result<Hold, HandlerError> {
         self.held = true;
         self.submit()?;
@@ -371,9 +374,9 @@ impl Handler for QueueHandler {
         Ok(())
     }
 
-    /// What the host has begun is finished. Requests that need more of it have failed: how many the driver has made, and how long
-    /// they are, is no measure for whoever waits. Each request that was taken is answered, if memory may be touched; those still in the
-    /// ring are not taken.
+    /// What the host has begun is finished. Requests that need more of it have failed: how many the
+    /// driver has made, and how long they are, is no measure for whoever waits. Each request that
+    /// was taken is answered, if memory may be touched; those still in the ring are not taken.
     fn stop(mut self: Box<Self>) -> Vec<RingState> {
         self.ending = true;
         let answers = self.is_bus_master();

@@ -199,9 +199,10 @@ impl Image {
         self.file.file()
     }
 
-    /// What `queue` brings to stable storage what was written by: fdatasync(2) is for the whole image. Each queue has an
-    /// open file of its own, and so is told itself of a write-back that failed: of one that all had, another queue might
-    /// have been told while this one finds success ([`Durability`]).
+    /// What `queue` brings to stable storage what was written by: fdatasync(2) is for the whole
+    /// image. Each queue has an open file of its own, and so is told itself of a write-back that
+    /// failed: of one that all had, another queue might have been told while this one finds success
+    /// ([`Durability`]).
     pub fn sync_file(&self, queue: u16) -> &File {
         let own = usize::from(queue).checked_sub(1);
         own.and_then(|own| self.sync_files.get(own)).unwrap_or(self.file())

@@ -1,10 +1,12 @@
-//! Writes that the I/O thread makes itself because nothing else is under way, and when it leaves them to io_uring again.
+//! Writes that the I/O thread makes itself because nothing else is under way, and when it leaves
+//! them to io_uring again.
 
 use std::time::Duration;
 
 /// Most bytes of such a write while others wait to be begun: what the page cache takes in some ten microseconds.
 const MAX_BYTES: usize = 64 << 10;
-/// A write that took as long has waited for something: room in a journal, or pages that are being written back. The longest copy takes a fraction of it.
+/// A write that took as long has waited for something: room in a journal, or pages that are being
+/// written back. The longest copy takes a fraction of it.
 const SLOW_WRITE: Duration = Duration::from_millis(4);
 /// How many writes io_uring gets after one that has waited.
 const BACKOFF_WRITES: u32 = 1024;
@@ -17,8 +19,8 @@ pub(super) struct InlineWrites {
 }
 
 impl InlineWrites {
-    /// Whether the thread should make a write of so many bytes itself, when nothing is under way and `others` says whether something is to be begun.
-    /// Each question is one write.
+    /// Whether the thread should make a write of so many bytes itself, when nothing is under way
+    /// and `others` says whether something is to be begun. Each question is one write.
     pub fn allows(&mut self, bytes: usize, others: bool) -> bool {
         if others && bytes > MAX_BYTES {
             return false;

@@ -145,8 +145,8 @@ impl Job {
         }
     }
 
-    /// Takes note of data that the host has lost, if `result` says so; whether it does. All that is left of an operation whose request is not
-    /// answered.
+    /// Takes note of data that the host has lost, if `result` says so; whether it does. All that is
+    /// left of an operation whose request is not answered.
     pub fn note_lost(&self, image: &Image, result: &io::Result<usize>) -> bool {
         let lost = result.as_ref().err().filter(|_| self.syncing);
         let lost = lost.filter(|error| error.kind() != io::ErrorKind::Interrupted);

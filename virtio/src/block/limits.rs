@@ -85,7 +85,8 @@ pub(super) fn block_sizes(device: &File) -> io::Result<BlockSizes> {
     })
 }
 
-/// Whether a block device takes no writes (`BLKROGET`). It can be opened for writing all the same, and loses what is written to its cache.
+/// Whether a block device takes no writes (`BLKROGET`). It can be opened for writing all the same,
+/// and loses what is written to its cache.
 ///
 /// # Errors
 /// What the host says: of what is no block device, for instance.

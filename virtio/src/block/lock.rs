@@ -1,15 +1,18 @@
-//! The locks that keep two virtual machines from writing one image, in the bytes that QEMU locks (`block/file-posix.c` of QEMU 7.2).
+//! The locks that keep two virtual machines from writing one image, in the bytes that QEMU locks
+//! (`block/file-posix.c` of QEMU 7.2).
 //!
 //! | byte | a read lock on it says |
 //! |---|---|
 //! | 100 + p | somebody does p |
 //! | 200 + p | somebody does not let others do p |
 //!
-//! where p is 0 to read consistent data, 1 to write, 2 to rewrite what is there with the same, 3 to resize. Whoever opens an image locks
-//! its bytes first, and looks at those of others afterwards: nobody may do what it does not allow, or not allow what it does.
+//! where p is 0 to read consistent data, 1 to write, 2 to rewrite what is there with the same, 3 to
+//! resize. Whoever opens an image locks its bytes first, and looks at those of others afterwards:
+//! nobody may do what it does not allow, or not allow what it does.
 //!
-//! Other VMMs lock the whole file instead, as one reader of many or as the only writer. A read lock over the whole file is known by
-//! where it begins, and is a reader. To such a reader a writer is known by a write lock on the bytes behind QEMU's.
+//! Other VMMs lock the whole file instead, as one reader of many or as the only writer. A read lock
+//! over the whole file is known by where it begins, and is a reader. To such a reader a writer is
+//! known by a write lock on the bytes behind QEMU's.
 #![expect(
     unsafe_code,
     reason = "fcntl(F_OFD_SETLK) has no safe wrapper in the standard library"
@@ -78,11 +81,11 @@ pub(super) enum Locked {
     Unsupported,
 }
 
-/// Takes the open-file-description locks of `hold` (fcntl_locking(2)), without waiting. Some of them may be held when it fails: they go
-/// with `file`.
+/// Takes the open-file-description locks of `hold` (fcntl_locking(2)), without waiting. Some of
+/// them may be held when it fails: they go with `file`.
 ///
-/// Not `flock(2)`: other VMMs use this kind on disk images; and udev takes `flock` on block devices for moments of its own, which
-/// would refuse a disk by chance.
+/// Not `flock(2)`: other VMMs use this kind on disk images; and udev takes `flock` on block devices
+/// for moments of its own, which would refuse a disk by chance.
 ///
 /// # Errors
 /// What the host answered, if it was none of the outcomes above.
@@ -110,22 +113,24 @@ pub(super) fn lock(file: &File, hold: Hold) -> io::Result<Locked> {
 
 /// Gives up every lock on `file` (fcntl_locking(2)).
 ///
-/// Closing it would do the same, but only once all copies of the descriptor are gone: a process that is being started has one until it
-/// executes its program, and an io_uring until the kernel has taken it down, some time after it was closed. A disk that is attached
-/// again at once would be refused.
+/// Closing it would do the same, but only once all copies of the descriptor are gone: a process
+/// that is being started has one until it executes its program, and an io_uring until the kernel
+/// has taken it down, some time after it was closed. A disk that is attached again at once would be
+/// refused.
 fn unlock(file: &File) {
     // What cannot be given up here goes with the last descriptor.
     let _ = fcntl(file, libc::F_OFD_SETLK, &mut range(libc::F_UNLCK, 0, 0));
 }
 
-/// A file that is locked until this is dropped, as a disk's image is: other VMs and QEMU are excluded as is written above, whatever
-/// the file is to the guest.
+/// A file that is locked until this is dropped, as a disk's image is: other VMs and QEMU are
+/// excluded as is written above, whatever the file is to the guest.
 #[derive(Debug)]
 pub struct FileLock(File);
 
 impl FileLock {
-    /// Locks the open file of `file`, without waiting: as its only writer, or as one of any number of readers. `None` if somebody else
-    /// excludes that. A file system without locks grants everything, and the log says so, with `what` the file is.
+    /// Locks the open file of `file`, without waiting: as its only writer, or as one of any number
+    /// of readers. `None` if somebody else excludes that. A file system without locks grants
+    /// everything, and the log says so, with `what` the file is.
     ///
     /// # Errors
     /// What the host says.
@@ -148,7 +153,8 @@ impl FileLock {
 }
 
 impl Drop for FileLock {
-    /// A file system may write out at each close what it has of a file, and wait for it (FUSE, NFS): the image stays locked for that.
+    /// A file system may write out at each close what it has of a file, and wait for it (FUSE,
+    /// NFS): the image stays locked for that.
     fn drop(&mut self) {
         drop(self.0.try_clone());
         unlock(&self.0);
@@ -187,7 +193,8 @@ fn range(kind: libc::c_int, start: i64, len: i64) -> libc::flock {
 }
 
 fn fcntl(file: &File, command: libc::c_int, range: &mut libc::flock) -> io::Result<()> {
-    // SAFETY: the descriptor is open as `file` is borrowed, and the kernel reads and writes `range`, which outlives the call.
+    // SAFETY: the descriptor is open as `file` is borrowed, and the kernel reads and writes
+    // `range`, which outlives the call.
     match unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut *range) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -35,8 +35,8 @@ pub(super) enum AtHand {
     Never,
 }
 
-/// Carries `op` out if it is a read of what the page cache has (`RWF_NOWAIT`, preadv2(2)). Not for files that are open for direct I/O: those
-/// reads would wait for the device.
+/// Carries `op` out if it is a read of what the page cache has (`RWF_NOWAIT`, preadv2(2)). Not for
+/// files that are open for direct I/O: those reads would wait for the device.
 ///
 /// # Safety
 /// As for [`run`].
@@ -50,7 +50,8 @@ pub(super) unsafe fn read_at_hand(op: Op<'_>) -> AtHand {
     // SAFETY: the array is borrowed, its buffers are mapped as the caller promises, the descriptor is open.
     let read = moved(unsafe { libc::preadv2(file.as_raw_fd(), array, count, offset, libc::RWF_NOWAIT) });
     match read {
-        // Linux 5.9 and 5.10 say so of what is not at hand, too (preadv2(2), BUGS). A read that waits tells the end of the file from that.
+        // Linux 5.9 and 5.10 say so of what is not at hand, too (preadv2(2), BUGS). A read that
+        // waits tells the end of the file from that.
         Ok(0) => AtHand::Not,
         Ok(bytes) => AtHand::Read(bytes),
         Err(error) => match error.raw_os_error() {

@@ -93,8 +93,8 @@ pub(super) enum Request {
 }
 
 impl Request {
-    /// Bytes of the image that are read or written, as the rate limiter counts them. Zeroes may have to be written; a range that is
-    /// discarded moves none.
+    /// Bytes of the image that are read or written, as the rate limiter counts them. Zeroes may
+    /// have to be written; a range that is discarded moves none.
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Read(extent) | Self::Write(extent) => extent.len,

@@ -1,9 +1,11 @@
 //! Which syncs of a queue have to be heard of before the success of another one is believed.
 //!
-//! Linux tells of a write-back that failed once for each open file ([`durability`](crate::durability)): of several syncs through one file
-//! that run side by side, the first that looks has the error, and the others succeed. io_uring may tell of one of those first. So a
-//! success counts when every sync that had begun by then has been heard of as well. Queues have nothing to do with each
-//! other here: each of them syncs through an open file of its own ([`Image::sync_file`](super::image::Image::sync_file)).
+//! Linux tells of a write-back that failed once for each open file
+//! ([`durability`](crate::durability)): of several syncs through one file that run side by side,
+//! the first that looks has the error, and the others succeed. io_uring may tell of one of those
+//! first. So a success counts when every sync that had begun by then has been heard of as well.
+//! Queues have nothing to do with each other here: each of them syncs through an open file of its
+//! own ([`Image::sync_file`](super::image::Image::sync_file)).
 
 use std::collections::BTreeMap;
 

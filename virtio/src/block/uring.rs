@@ -41,8 +41,8 @@ impl Uring {
     /// A ring for at most `depth` operations at a time. Its completion queue is twice as long and so never overflows.
     ///
     /// # Errors
-    /// When the host has no io_uring, forbids it, lacks one of the operations, or cannot restrict a ring to them (before Linux
-    /// 5.10).
+    /// When the host has no io_uring, forbids it, lacks one of the operations, or cannot restrict a
+    /// ring to them (before Linux 5.10).
     pub fn new(depth: usize) -> io::Result<Self> {
         let entries = u32::try_from(depth.max(1)).map_err(io::Error::other)?;
         let ring = IoUring::builder().dontfork().setup_r_disabled().build(entries)?;
@@ -53,7 +53,8 @@ impl Uring {
         }
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
-        // A ring carries out its operations past every seccomp filter, so it must know no others: no opening, no sockets.
+        // A ring carries out its operations past every seccomp filter, so it must know no others:
+        // no opening, no sockets.
         ring.submitter()
             .register_restrictions(&mut OPERATIONS.map(Restriction::sqe_op))?;
         ring.submitter().register_enable_rings()?;

@@ -64,8 +64,8 @@ impl Shared {
     }
 }
 
-/// The keyboard and the window of a [`super::Console`]. Cheap to clone; usable from any thread, before, while and after a driver
-/// runs.
+/// The keyboard and the window of a [`super::Console`]. Cheap to clone; usable from any thread,
+/// before, while and after a driver runs.
 #[derive(Clone)]
 pub struct ConsoleHandle(Arc<Shared>);
 
@@ -74,7 +74,8 @@ impl ConsoleHandle {
         Self(shared)
     }
 
-    /// Types `bytes`, and returns how many were taken: the rest does not fit until the guest has read some. Never blocks.
+    /// Types `bytes`, and returns how many were taken: the rest does not fit until the guest has
+    /// read some. Never blocks.
     pub fn input(&self, bytes: &[u8]) -> usize {
         let taken = {
             let mut input = lock(&self.0.input);

@@ -1,9 +1,11 @@
 //! Tells a driver the size of its window although nothing has changed.
 //!
-//! Linux reads the size when it hears that the configuration has changed, and at no other time, and keeps it only for a port that is
-//! ready by then (drivers/char/virtio_console.c: `config_work_handler`, `find_port_by_id`). Nothing of the device says when that is; the
-//! port's first output comes a little before or after. So the size is told a moment after output, a few times, each moment twice as long
-//! as the one before: a size that the driver has already does nothing to its terminal.
+//! Linux reads the size when it hears that the configuration has changed, and at no other time, and
+//! keeps it only for a port that is ready by then (drivers/char/virtio_console.c:
+//! `config_work_handler`, `find_port_by_id`). Nothing of the device says when that is; the port's
+//! first output comes a little before or after. So the size is told a moment after output, a few
+//! times, each moment twice as long as the one before: a size that the driver has already does
+//! nothing to its terminal.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

@@ -91,7 +91,8 @@ pub(crate) struct Attr {
     pub btime: Option<Time>,
 }
 
-/// The number of a device in the 32 bits that Linux makes of it for user space (`new_encode_dev`, `include/linux/kdev_t.h`).
+/// The number of a device in the 32 bits that Linux makes of it for user space (`new_encode_dev`,
+/// `include/linux/kdev_t.h`).
 pub(crate) fn device_number(major: u32, minor: u32) -> u32 {
     minor & 0xff | major << 8 | (minor & !0xff) << 12
 }
@@ -163,8 +164,9 @@ pub(crate) struct Opened {
     pub cache_dir: bool,
 }
 
-/// What a write has beside its contents and their place. The flags that a file was opened with say nothing of it: they change (`F_SETFL` of
-/// fcntl(2)), and the guest's kernel writes what was mapped by any open file that can be written.
+/// What a write has beside its contents and their place. The flags that a file was opened with say
+/// nothing of it: they change (`F_SETFL` of fcntl(2)), and the guest's kernel writes what was
+/// mapped by any open file that can be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Writing {
     /// It goes to the end of the file, wherever that is by now.
@@ -289,7 +291,8 @@ pub(crate) trait FileSystem: Send + Sync {
     fn abilities(&self) -> Abilities;
     /// A session begins with what of [`FileSystem::abilities`] both sides have.
     fn begin(&self, agreed: Abilities);
-    /// A session is over: nodes, handles and locks go. The guest may end one while requests of it are at work, which then find nothing.
+    /// A session is over: nodes, handles and locks go. The guest may end one while requests of it
+    /// are at work, which then find nothing.
     fn reset(&self);
     /// Changes whenever a lock goes.
     fn lock_generation(&self) -> u64;
@@ -364,8 +367,8 @@ pub(crate) trait FileSystem: Send + Sync {
     ) -> Result<usize, Errno>;
 
     fn opendir(&self, caller: &Caller, node: Node) -> Result<Opened, Errno>;
-    /// Calls `take` with entries from `offset` on until it says that it has room for no more: an entry that was refused was not
-    /// given away. `plus` asks for what the names lead to.
+    /// Calls `take` with entries from `offset` on until it says that it has room for no more: an
+    /// entry that was refused was not given away. `plus` asks for what the names lead to.
     fn readdir(
         &self,
         caller: &Caller,

@@ -1,6 +1,6 @@
-//! FUSE requests and replies as far as the device itself answers them: with an error, in the place of a back-end that is gone
-//! (`ENOTCONN`: what FUSE says when nobody serves a mount any more), or of a server that has no room
-//! (Linux `include/uapi/linux/fuse.h`; virtio 1.2 §5.11.6.1).
+//! FUSE requests and replies as far as the device itself answers them: with an error, in the place
+//! of a back-end that is gone (`ENOTCONN`: what FUSE says when nobody serves a mount any more), or
+//! of a server that has no room (Linux `include/uapi/linux/fuse.h`; virtio 1.2 §5.11.6.1).
 //!
 //! `FUSE_FORGET` and `FUSE_BATCH_FORGET` have no room for a reply, and get none.
 

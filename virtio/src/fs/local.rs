@@ -1,4 +1,5 @@
-//! File system device whose files husk serves itself (virtio 1.2 §5.11): no other process, and no memory that one has to share.
+//! File system device whose files husk serves itself (virtio 1.2 §5.11): no other process, and no
+//! memory that one has to share.
 //!
 //! Queues and configuration are those of the device with a back-end: see [`fs`](super).
 //!

@@ -237,7 +237,8 @@ fn activation(mem: &GuestMemory, queues: &[Queue]) -> Activation {
 }
 
 impl Bench {
-    /// Has a lock waited for in queue 2, which is number 1 there, and a slow request in service in queue 1, which is number 3.
+    /// Has a lock waited for in queue 2, which is number 1 there, and a slow request in service in
+    /// queue 1, which is number 3.
     fn keep_busy(&mut self) {
         self.serve.locked.store(true, Ordering::SeqCst);
         self.queues[2].send(LOCK, 1);

@@ -1,5 +1,5 @@
-//! A file system in memory, for tests of what is between a guest and one: what it does is simple enough to be known beforehand, and it
-//! keeps a list of the calls that reach it.
+//! A file system in memory, for tests of what is between a guest and one: what it does is simple
+//! enough to be known beforehand, and it keeps a list of the calls that reach it.
 
 mod state;
 

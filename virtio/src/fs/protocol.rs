@@ -1,5 +1,6 @@
-//! The FUSE wire format as far as a guest's kernel speaks it with a virtio-fs device (Linux `include/uapi/linux/fuse.h`, protocol 7.39;
-//! virtio 1.2 §5.11.6). Numbers are little-endian, structures a multiple of 8 bytes.
+//! The FUSE wire format as far as a guest's kernel speaks it with a virtio-fs device (Linux
+//! `include/uapi/linux/fuse.h`, protocol 7.39; virtio 1.2 §5.11.6). Numbers are little-endian,
+//! structures a multiple of 8 bytes.
 //!
 //! | opcode | number | after the request's header | after the reply's header |
 //! |---|---|---|---|
@@ -42,8 +43,8 @@
 //! | `SYNCFS` | 50 | `syncfs_in` | |
 //! | `STATX` | 52 | `statx_in` | `statx_out` |
 //!
-//! All others, such as `BMAP` (37), `POLL` (40), `SETUPMAPPING` (48) and `REMOVEMAPPING` (49), are answered with `ENOSYS`, after which
-//! the guest does without.
+//! All others, such as `BMAP` (37), `POLL` (40), `SETUPMAPPING` (48) and `REMOVEMAPPING` (49), are
+//! answered with `ENOSYS`, after which the guest does without.
 
 pub(super) mod extensions;
 pub(super) mod flags;

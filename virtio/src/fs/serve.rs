@@ -1,4 +1,5 @@
-//! What serves the requests of a file system device, whoever brings them: the device's own threads or a vhost-user daemon's.
+//! What serves the requests of a file system device, whoever brings them: the device's own threads
+//! or a vhost-user daemon's.
 
 use std::io;
 use std::time::Duration;
@@ -11,8 +12,9 @@ use crate::ring::{Reader, Writer};
 pub enum Outcome {
     /// Answered, with so many bytes written; none for a request that gets no reply, such as `FUSE_FORGET`.
     Done(u32),
-    /// It waits for a lock that another owner holds. Nothing was written: to be handed in again, from its beginning, when
-    /// [`Serve::generation`] has changed, or after a while, since owners outside the VM tell nobody.
+    /// It waits for a lock that another owner holds. Nothing was written: to be handed in again,
+    /// from its beginning, when [`Serve::generation`] has changed, or after a while, since owners
+    /// outside the VM tell nobody.
     Wait,
 }
 
@@ -21,24 +23,26 @@ pub const RETRY: Duration = Duration::from_millis(50);
 /// One in so many entries of a queue may be a request that waits.
 const WAITING_SHARE: u16 = 8;
 
-/// How many requests of a queue with so many entries may wait; more are refused with `ENOLCK`. Whoever would let a lock go has to get
-/// through as well, and a request takes several entries from a driver without indirect descriptors.
+/// How many requests of a queue with so many entries may wait; more are refused with `ENOLCK`.
+/// Whoever would let a lock go has to get through as well, and a request takes several entries from
+/// a driver without indirect descriptors.
 pub fn most_waiting(entries: u16) -> usize {
     usize::from(entries.checked_div(WAITING_SHARE).unwrap_or_default().max(1))
 }
 
 /// Serves FUSE requests, any number at a time.
 pub trait Serve: Send + Sync {
-    /// Prepares the calling thread: its own umask, working directory and labels. Called once on each thread that serves, before its
-    /// first request and before it is confined.
+    /// Prepares the calling thread: its own umask, working directory and labels. Called once on
+    /// each thread that serves, before its first request and before it is confined.
     ///
     /// # Errors
     /// When the host refuses what the share was promised. The thread must not serve then.
     fn enter(&self) -> io::Result<()>;
 
-    /// Makes room for the descriptors that there will be, once for all. A process with several threads gets more room only after all of the
-    /// host's processors have been heard, which takes milliseconds: so this is for a thread that nobody waits for, or for the only one that
-    /// there is. Without it, requests wait for that now and then.
+    /// Makes room for the descriptors that there will be, once for all. A process with several
+    /// threads gets more room only after all of the host's processors have been heard, which takes
+    /// milliseconds: so this is for a thread that nobody waits for, or for the only one that there
+    /// is. Without it, requests wait for that now and then.
     fn reserve_fds(&self) {}
 
     /// Carries out one request. May sleep in file operations of the host; never waits for another request.
@@ -57,7 +61,8 @@ pub trait Serve: Send + Sync {
     fn counters(&self) -> Vec<(&'static str, u64)>;
 }
 
-/// Answers a request with an error in place of serving it. How many bytes were written: none if there is no room for a reply.
+/// Answers a request with an error in place of serving it. How many bytes were written: none if
+/// there is no room for a reply.
 pub fn refuse(mut request: Reader<'_>, mut reply: Writer<'_>, errno: i32) -> u32 {
     fuse::refuse(&mut request, &mut reply, errno)
 }

@@ -1,5 +1,5 @@
-//! A FUSE server over a `FileSystem`: takes requests apart, holds them against the protocol's and the session's rules, has the file
-//! system carry them out, and puts the replies together.
+//! A FUSE server over a `FileSystem`: takes requests apart, holds them against the protocol's and
+//! the session's rules, has the file system carry them out, and puts the replies together.
 //!
 //! | file | what |
 //! |---|---|
@@ -10,9 +10,10 @@
 //! | `attrs.rs`, `xattrs.rs` | attributes, space, rights; extended attributes |
 //! | `locks.rs` | locks, and the interruption of those who wait for one |
 //!
-//! The guest is not trusted. A request is read once, and only after its length was held against what its opcode needs; a name reaches the
-//! file system as a `Name` only; a reply that would not fit is found out before anything is done. Nothing is
-//! kept between requests but the session's agreement (one atomic) and a bounded list of interrupted requests.
+//! The guest is not trusted. A request is read once, and only after its length was held against
+//! what its opcode needs; a name reaches the file system as a `Name` only; a reply that would not
+//! fit is found out before anything is done. Nothing is kept between requests but the session's
+//! agreement (one atomic) and a bounded list of interrupted requests.
 
 mod attrs;
 mod counters;
@@ -78,9 +79,10 @@ impl Server {
         self.fs.confinement()
     }
 
-    /// Has the host's kernel hold the whole process to the share, by Landlock, for good: called by its only thread, and with
-    /// [`ShareConfig::confine`] left off. In the directory `leave` files may still be removed. The version of Landlock's rules; `None` if this host has
-    /// none that will do.
+    /// Has the host's kernel hold the whole process to the share, by Landlock, for good: called by
+    /// its only thread, and with [`ShareConfig::confine`] left off. In the directory `leave` files
+    /// may still be removed. The version of Landlock's rules; `None` if this host has none that
+    /// will do.
     ///
     /// # Errors
     /// The host's.
@@ -164,7 +166,8 @@ impl Server {
             Opcode::Tmpfile => self.tmpfile(request, reply),
             Opcode::Interrupt => self.interrupt(request),
             Opcode::Destroy => self.destroy(&request, reply),
-            // None of the host's would mean the same to the guest. Without this answer it asks for each look at a file's flags again.
+            // None of the host's would mean the same to the guest. Without this answer it asks for
+            // each look at a file's flags again.
             Opcode::Ioctl => Err(Errno::NOTTY.into()),
             Opcode::BatchForget => self.batch_forget(request),
             Opcode::Fallocate => self.fallocate(request, reply),

@@ -7,7 +7,8 @@ use rustix::thread::CapabilitySet;
 
 pub use super::tree::Confinement;
 
-/// What of root's capabilities it takes to serve files: to work on any of them as its owner could, by handle as well, and to act for others.
+/// What of root's capabilities it takes to serve files: to work on any of them as its owner could,
+/// by handle as well, and to act for others.
 pub const SERVING: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
@@ -18,8 +19,8 @@ pub const SERVING: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETUID);
 
-/// Version of the rules of Landlock that the host's kernel has (`LANDLOCK_CREATE_RULESET_VERSION`), 0 for none; and the first one that is good for a
-/// share.
+/// Version of the rules of Landlock that the host's kernel has (`LANDLOCK_CREATE_RULESET_VERSION`),
+/// 0 for none; and the first one that is good for a share.
 pub fn landlock_versions() -> (u32, u32) {
     super::tree::landlock_versions()
 }
@@ -103,8 +104,8 @@ pub struct ShareConfig {
     pub writeback: bool,
     /// `O_DIRECT` of the guest is carried out on the host, in place of being left out.
     pub allow_direct_io: bool,
-    /// Files whose contents the guest does not keep ([`Cache::Never`], [`Cache::Metadata`]) can be mapped by several nevertheless, where its
-    /// kernel knows how (Linux 6.6).
+    /// Files whose contents the guest does not keep ([`Cache::Never`], [`Cache::Metadata`]) can be
+    /// mapped by several nevertheless, where its kernel knows how (Linux 6.6).
     pub allow_mmap: bool,
     /// Extended attributes are served.
     pub xattr: bool,
@@ -123,11 +124,13 @@ pub struct ShareConfig {
     /// The guest may ask what the names of a directory lead to while it lists it (`READDIRPLUS`); not so with
     /// [`Cache::Never`].
     pub readdirplus: bool,
-    /// Locks are those of the host, seen by others there; else the guest keeps its own. A process that waits for one of the host's cannot be
-    /// interrupted: Linux tells no virtio-fs server that it should be.
+    /// Locks are those of the host, seen by others there; else the guest keeps its own. A process
+    /// that waits for one of the host's cannot be interrupted: Linux tells no virtio-fs server that
+    /// it should be.
     pub locks: bool,
-    /// The guest says which security label is stored with what it creates (`FUSE_SECURITY_CTX`); needs `xattr`, and nothing of it with a
-    /// `label`. Where the host refuses the label of a guest, nothing is created.
+    /// The guest says which security label is stored with what it creates (`FUSE_SECURITY_CTX`);
+    /// needs `xattr`, and nothing of it with a `label`. Where the host refuses the label of a
+    /// guest, nothing is created.
     pub security_label: bool,
     /// SELinux label of what is created (`/proc/thread-self/attr/fscreate`).
     pub label: Option<CString>,
@@ -141,10 +144,12 @@ pub struct ShareConfig {
     pub max_handles: usize,
     /// Most nodes (inodes) that the guest may hold references to at a time; beyond, look-ups fail with `ENFILE`.
     pub max_nodes: usize,
-    /// Each thread has the host's kernel hold it to the directory by Landlock, if that is there. Else it is for whoever starts them.
+    /// Each thread has the host's kernel hold it to the directory by Landlock, if that is there.
+    /// Else it is for whoever starts them.
     pub confine: bool,
-    /// Most descriptors kept open for nodes. Those beyond are opened again when needed: by file handle, or where the host has none, or the
-    /// process may not open them, by name, if it is seen then that they are what they were.
+    /// Most descriptors kept open for nodes. Those beyond are opened again when needed: by file
+    /// handle, or where the host has none, or the process may not open them, by name, if it is seen
+    /// then that they are what they were.
     pub max_node_descriptors: usize,
     /// Most ranges locked by the guest at a time; beyond, a lock fails with `ENOLCK`.
     pub max_locks: usize,

@@ -3,18 +3,22 @@
 //! | file | its part |
 //! |---|---|
 //! | `share_root.rs` | the share is opened: what it is, what the host can do, what is wrong |
-//! | `nodes.rs`, `place.rs`, `mounts.rs`, `descriptors.rs` | the nodes that the guest knows, where they are, and what is open for them |
+//! | `nodes.rs`, `nodes/`, `place.rs`, `mounts.rs` | the nodes that the guest knows, and where they are |
+//! | `descriptors.rs` | what is open for them |
 //! | `handles.rs` | what the guest has open |
-//! | `names.rs`, `directories.rs`, `files.rs`, `attributes.rs`, `xattrs.rs`, `locks.rs`, `wait_graph.rs` | what is done with them |
+//! | `names.rs`, `directories.rs`, `files.rs`, `attributes.rs`, `xattrs.rs` | what is done with them |
+//! | `locks.rs`, `spans.rs`, `wait_graph.rs` | how they are locked |
 //! | `credentials.rs`, `ids.rs`, `thread.rs` | on whose behalf |
 //! | `remote.rs` | where the host leaves set-user-ID to a server |
 //! | `confinement.rs` | what holds a thread if all of that has a fault |
 //! | `proc.rs`, `host.rs` | how the host is asked |
 //!
-//! **Nothing but what is in the share can be reached.** Every call of the host begins at a descriptor: of the directory that is shared, or
-//! of a node that was reached from it by one name at a time. A [`Name`] is one component, which is never followed if it is a link, and `..`
-//! is not one. Special files are never opened. What the guest was given stays reachable as long as it holds it, as an open file does
-//! for a process: also when somebody on the host moves it out of the share.
+//! **Nothing but what is in the share can be reached.** Every call of the host begins at a
+//! descriptor: of the directory that is shared, or of a node that was reached from it by one name
+//! at a time. A [`Name`] is one component, which is never followed if it is a link, and `..` is not
+//! one. Special files are never opened. What the guest was given stays reachable as long as it
+//! holds it, as an open file does for a process: also when somebody on the host moves it out of the
+//! share.
 
 mod attributes;
 mod confinement;
@@ -169,8 +173,8 @@ impl Tree {
     /// Opens what `fd`, the descriptor of `inode`, holds.
     ///
     /// # Errors
-    /// `ESTALE` in place of `EACCES` if that is Landlock's answer to a file that a handle alone led to: the guest looks its name up again
-    /// then, by which it can be opened.
+    /// `ESTALE` in place of `EACCES` if that is Landlock's answer to a file that a handle alone led
+    /// to: the guest looks its name up again then, by which it can be opened.
     fn reopen(&self, inode: &Inode, fd: &Arc<CountedFd>, flags: OFlags) -> Result<OwnedFd, Errno> {
         let opened = self.proc.reopen(&**fd, flags);
         // Who may open handles may read any file but for that.
@@ -213,7 +217,8 @@ impl Tree {
     }
 }
 
-/// Each call is told in the file of its part; here is what they have in common: nothing is changed in a share that is read-only.
+/// Each call is told in the file of its part; here is what they have in common: nothing is changed
+/// in a share that is read-only.
 impl FileSystem for Tree {
     fn enter(&self) -> std::io::Result<()> {
         self.enter()

@@ -1,9 +1,10 @@
 //! Requests of a memory device's driver (virtio 1.2 §5.15.6), and the thread that carries them out.
 //!
-//! One request may be for many GiB, which take the host seconds. So it is carried out in steps, each of which has its place in the
-//! account when it is done. Between two of them the thread sees whether it is to stop or to hold. The request stays in the ring until then:
-//! a reset finds it unanswered, and the blocks as they are. What the host refuses half-way is undone, again in steps, before the driver is
-//! told to try again.
+//! One request may be for many GiB, which take the host seconds. So it is carried out in steps,
+//! each of which has its place in the account when it is done. Between two of them the thread sees
+//! whether it is to stop or to hold. The request stays in the ring until then: a reset finds it
+//! unanswered, and the blocks as they are. What the host refuses half-way is undone, again in
+//! steps, before the driver is told to try again.
 
 use std::io;
 use std::ops::Range;
@@ -40,8 +41,8 @@ const REQUEST_BYTES: usize = 24;
 /// Length of `struct virtio_mem_resp`, whose last two bytes are meant for one kind of request only.
 const RESPONSE_BYTES: usize = 10;
 
-/// Bytes that are plugged or unplugged in one wake, unless a block has more: what a Linux guest asks for at once. Who stops or
-/// pauses the device waits for them.
+/// Bytes that are plugged or unplugged in one wake, unless a block has more: what a Linux guest
+/// asks for at once. Who stops or pauses the device waits for them.
 pub(super) const STEP_BYTES: u64 = 128 << 20;
 
 /// `struct virtio_mem_req` without its padding.

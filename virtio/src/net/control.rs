@@ -6,8 +6,8 @@
 //! | 4 `MQ` | 0 `VQ_PAIRS_SET` | 2 bytes: 1 to the pairs there are | the host uses so many queues |
 //! | 5 `GUEST_OFFLOADS` | 0 `SET` | 8 bytes: some of the features agreed on | the tap is told |
 //!
-//! Everything else is answered with `VIRTIO_NET_ERR`. There is no `VIRTIO_NET_F_CTRL_RX`: the guest receives whatever the tap has, so
-//! promiscuous mode and any multicast group need no command.
+//! Everything else is answered with `VIRTIO_NET_ERR`. There is no `VIRTIO_NET_F_CTRL_RX`: the guest
+//! receives whatever the tap has, so promiscuous mode and any multicast group need no command.
 //!
 //! | bytes | direction | |
 //! |---|---|---|

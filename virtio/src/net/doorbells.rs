@@ -1,5 +1,5 @@
-//! The doorbells of the receive queues, rung when guest memory is gone: a queue keeps the driver's buffers mapped from one frame to the
-//! next, and nobody says when the next one comes.
+//! The doorbells of the receive queues, rung when guest memory is gone: a queue keeps the driver's
+//! buffers mapped from one frame to the next, and nobody says when the next one comes.
 
 use std::io;
 use std::sync::{Arc, Mutex};

@@ -30,8 +30,9 @@ pub(super) struct PairHandler {
     timer: Option<DeadlineTimer>,
 }
 
-/// What the host is told when a driver starts: one pair, and the offloads that it took, whatever the last one had (virtio 1.2
-/// §5.1.6.5.5, §5.1.6.5.6). The host may take its time for this, so it is done on the I/O thread.
+/// What the host is told when a driver starts: one pair, and the offloads that it took, whatever
+/// the last one had (virtio 1.2 §5.1.6.5.5, §5.1.6.5.6). The host may take its time for this, so it
+/// is done on the I/O thread.
 pub(super) struct StartCommands {
     /// What it acts on.
     pub tap_control: Arc<dyn TapControl>,

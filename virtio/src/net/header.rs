@@ -10,8 +10,9 @@
 //! | 8 | 2 | `csum_offset` | where it goes, from there |
 //! | 10 | 2 | `num_buffers` | for received frames: chains that the frame takes |
 //!
-//! The host's kernel reads the same structure in front of what is written to a tap. It defends itself; this only keeps it from being
-//! asked what was not agreed on, and from work out of all proportion.
+//! The host's kernel reads the same structure in front of what is written to a tap. It defends
+//! itself; this only keeps it from being asked what was not agreed on, and from work out of all
+//! proportion.
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO,
@@ -47,8 +48,8 @@ pub enum HeaderError {
     SegmentSize,
 }
 
-/// Checks the header of a frame of `frame_bytes` that the driver sends, with `features` agreed on. Returns the header to send: fields
-/// that mean nothing here are 0.
+/// Checks the header of a frame of `frame_bytes` that the driver sends, with `features` agreed on.
+/// Returns the header to send: fields that mean nothing here are 0.
 ///
 /// # Errors
 /// The first [`HeaderError`]. The frame must not be sent.
@@ -88,8 +89,8 @@ pub(super) const BEGINNING_BYTES: usize = HEADER_BYTES + MIN_FRAME_BYTES + 2 * T
 const TAG_BYTES: usize = 4;
 const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
 
-/// Whether a frame of `frame_bytes` that `begins` so is longer than a link of `mtu` carries: what will be segmented may be. An Ethernet
-/// header and VLAN tags do not count.
+/// Whether a frame of `frame_bytes` that `begins` so is longer than a link of `mtu` carries: what
+/// will be segmented may be. An Ethernet header and VLAN tags do not count.
 pub(super) fn exceeds(begins: &[u8; BEGINNING_BYTES], frame_bytes: usize, mtu: u16) -> bool {
     let [_, gso, ..] = begins;
     let kind = |offset: usize| {

@@ -96,7 +96,8 @@ fn a_hint_that_cannot_be_true_is_dropped() {
 }
 
 proptest! {
-    /// What passes is what the host's kernel accepts (Linux `tun_get_user`, `virtio_net_hdr_to_skb`) as far as lengths go.
+    /// What passes is what the host's kernel accepts (Linux `tun_get_user`,
+    /// `virtio_net_hdr_to_skb`) as far as lengths go.
     #[test]
     fn whatever_passes_is_consistent(header: [u8; HEADER_BYTES], frame in 0usize..70_000, features: u64) {
         if let Ok(out) = check(header, frame, features) {

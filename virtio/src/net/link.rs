@@ -49,7 +49,8 @@ pub(super) enum TapFault {
 }
 
 impl TapFault {
-    /// `EBADFD`: the descriptor has lost its interface. `EIO`: the interface is down. `EINVAL`: the header makes no sense to the kernel.
+    /// `EBADFD`: the descriptor has lost its interface. `EIO`: the interface is down. `EINVAL`: the
+    /// header makes no sense to the kernel.
     pub fn of(error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::EAGAIN) => Self::Wait,

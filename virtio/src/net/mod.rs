@@ -1,7 +1,8 @@
 //! virtio network device (virtio 1.2 §5.1) on a tap interface of the host.
 //!
-//! One handler, one I/O thread for each queue pair: frames go from the tap into the driver's buffers and back without a copy in between,
-//! one system call each. Pairs share no lock. Or the host's kernel does that ([`Net::by_kernel`]), and one handler keeps the commands.
+//! One handler, one I/O thread for each queue pair: frames go from the tap into the driver's
+//! buffers and back without a copy in between, one system call each. Pairs share no lock. Or the
+//! host's kernel does that ([`Net::by_kernel`]), and one handler keeps the commands.
 //!
 //! | queue | carries |
 //! |---|---|
@@ -28,8 +29,9 @@
 //! | `link` | the tap as long as there is one |
 //! | `handler` | one pair |
 //!
-//! Once it runs, a handler makes these system calls and no other: `preadv2`, `pwritev2`, `poll` and `ioctl` (`TUNSETOFFLOAD`, `TUNSETQUEUE`, on
-//! commands) on the tap; `read` and `write` on eventfds and a timerfd; `timerfd_settime`; `epoll_wait`; `clock_gettime`.
+//! Once it runs, a handler makes these system calls and no other: `preadv2`, `pwritev2`, `poll` and
+//! `ioctl` (`TUNSETOFFLOAD`, `TUNSETQUEUE`, on commands) on the tap; `read` and `write` on eventfds
+//! and a timerfd; `timerfd_settime`; `epoll_wait`; `clock_gettime`.
 
 #![cfg_attr(
     test,
@@ -173,8 +175,8 @@ impl Net {
         Ok(Self::new(config, taps))
     }
 
-    /// A device that tests can talk to: on sockets that keep frames apart, one for each queue pair, each in the place of a tap that can
-    /// do everything. They must be non-blocking.
+    /// A device that tests can talk to: on sockets that keep frames apart, one for each queue pair,
+    /// each in the place of a tap that can do everything. They must be non-blocking.
     #[cfg(any(test, feature = "test-utils"))]
     pub fn on_sockets(config: NetConfig, sockets: Vec<OwnedFd>) -> Self {
         Self::new(config, sockets.into_iter().map(Tap::fake).collect())
@@ -201,8 +203,9 @@ impl Net {
         }
     }
 
-    /// The same device with its frames moved by the host's kernel (vhost-net), which reaches `memory`. What the kernel does not know is
-    /// not offered to the driver. There are no limits on rates: the configuration must have none. A tap that goes away shows nowhere.
+    /// The same device with its frames moved by the host's kernel (vhost-net), which reaches
+    /// `memory`. What the kernel does not know is not offered to the driver. There are no limits on
+    /// rates: the configuration must have none. A tap that goes away shows nowhere.
     ///
     /// # Errors
     /// See [`VhostError`].

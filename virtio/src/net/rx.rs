@@ -1,7 +1,8 @@
 //! Receiving: from the tap straight into the driver's buffers (virtio 1.2 §5.1.6.3, §5.1.6.4).
 //!
-//! Nobody says how long the next frame is. So it is read into whatever room the driver has given, followed by a buffer of husk's own,
-//! and nothing is ever cut off: what ends up there is copied as soon as the driver gives more room. Mostly there is enough.
+//! Nobody says how long the next frame is. So it is read into whatever room the driver has given,
+//! followed by a buffer of husk's own, and nothing is ever cut off: what ends up there is copied as
+//! soon as the driver gives more room. Mostly there is enough.
 
 use super::header::{self, BEGINNING_BYTES, FLAGS, HEADER_BYTES, MAX_FRAME_BYTES, MIN_FRAME_BYTES, NUM_BUFFERS};
 use super::link::{TapFault, TapPort};
@@ -22,7 +23,8 @@ const BATCH: usize = 32;
 pub(super) struct RxTerms {
     /// A frame may take several chains (`VIRTIO_NET_F_MRG_RXBUF`).
     pub mergeable: bool,
-    /// `flags` of a header may say something of the checksum (`VIRTIO_NET_F_GUEST_CSUM`); otherwise they are 0 (virtio 1.3 §5.1.6.4.1).
+    /// `flags` of a header may say something of the checksum (`VIRTIO_NET_F_GUEST_CSUM`); otherwise
+    /// they are 0 (virtio 1.3 §5.1.6.4.1).
     pub checksums: bool,
     /// Longer frames are for segmentation only (`VIRTIO_NET_F_MTU`, virtio 1.2 §5.1.4.1).
     pub mtu: Option<u16>,
@@ -143,7 +145,8 @@ impl Receive {
                 return Ok(true);
             }
             if self.tail > 0 && self.buffers.pieces() >= usize::from(self.ring.size() / 2) {
-                // Half of all that the driver can ever give is not enough, and it may be waiting for the other half itself.
+                // Half of all that the driver can ever give is not enough, and it may be waiting
+                // for the other half itself.
                 self.drop_frame(port);
                 continue;
             }
@@ -154,8 +157,9 @@ impl Receive {
         }
     }
 
-    /// Lets go of guest memory that is no longer what the room was found in: parts of it may be somebody else's by now, and none of it
-    /// can be given back as long as it is kept. Looked at before each frame, whether or not there is one.
+    /// Lets go of guest memory that is no longer what the room was found in: parts of it may be
+    /// somebody else's by now, and none of it can be given back as long as it is kept. Looked at
+    /// before each frame, whether or not there is one.
     fn follow_memory(&mut self, port: &TapPort) {
         if !self.buffers.is_stale(&self.ring) {
             return;

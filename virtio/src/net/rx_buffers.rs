@@ -1,6 +1,8 @@
-//! What the driver has given to receive into: chains taken from the ring and not used yet, as one array of buffers for the kernel.
+//! What the driver has given to receive into: chains taken from the ring and not used yet, as one
+//! array of buffers for the kernel.
 //!
-//! Chains stay here from one frame to the next, so that each is looked at once, however many buffers a frame might need.
+//! Chains stay here from one frame to the next, so that each is looked at once, however many
+//! buffers a frame might need.
 
 use std::collections::VecDeque;
 
@@ -44,8 +46,8 @@ impl RxBuffers {
         self.chains.len()
     }
 
-    /// Takes chains until there is room for `bytes` in at most `chains` of them. Chains that are of no use go back unused, and `useless`
-    /// is called for each.
+    /// Takes chains until there is room for `bytes` in at most `chains` of them. Chains that are of
+    /// no use go back unused, and `useless` is called for each.
     ///
     /// # Errors
     /// When the driver broke the ring's rules.
@@ -125,7 +127,8 @@ impl RxBuffers {
             self.first = self.first.saturating_add(space.iovecs);
             done.push((space.head, u32::try_from(len).unwrap_or(u32::MAX)));
         }
-        // The array moves to its beginning when it is empty, or its larger half is used up: less than one move for each entry.
+        // The array moves to its beginning when it is empty, or its larger half is used up: less
+        // than one move for each entry.
         if let Some(iovecs) = &mut self.iovecs
             && (self.first > MAX_IOVECS || self.first == iovecs.len())
         {
@@ -155,7 +158,8 @@ impl RxBuffers {
         self.bytes = 0;
     }
 
-    /// Whether guest memory is no longer what the chains were found in: then they are to be given back, and found again.
+    /// Whether guest memory is no longer what the chains were found in: then they are to be given
+    /// back, and found again.
     pub fn is_stale(&self, ring: &Ring) -> bool {
         let now = ring.memory();
         self.iovecs.as_ref().is_some_and(|iovecs| !iovecs.is_in(&now))

@@ -1,12 +1,14 @@
 //! A tap interface of the host, one descriptor for each queue pair (Linux `Documentation/networking/tuntap.rst`).
 //!
-//! The interface is its owner's. What is set here is how the descriptors talk: header size (`TUNSETVNETHDRSZ`), offloads that the guest
-//! took (`TUNSETOFFLOAD`), which descriptors take part (`TUNSETQUEUE`). Address, MAC, MTU, state and name stay as they are, also for
-//! an interface that came to be because its name was asked for.
+//! The interface is its owner's. What is set here is how the descriptors talk: header size
+//! (`TUNSETVNETHDRSZ`), offloads that the guest took (`TUNSETOFFLOAD`), which descriptors take part
+//! (`TUNSETQUEUE`). Address, MAC, MTU, state and name stay as they are, also for an interface that
+//! came to be because its name was asked for.
 //!
-//! A descriptor that was handed in is shared with whoever opened it, its flags included: `O_NONBLOCK` can go at any time. So it is neither
-//! set nor relied on. Each call says for itself that it does not wait (`RWF_NOWAIT`); where the kernel's tun driver does not know that,
-//! each call asks first whether it would.
+//! A descriptor that was handed in is shared with whoever opened it, its flags included:
+//! `O_NONBLOCK` can go at any time. So it is neither set nor relied on. Each call says for itself
+//! that it does not wait (`RWF_NOWAIT`); where the kernel's tun driver does not know that, each
+//! call asks first whether it would.
 #![expect(
     unsafe_code,
     reason = "the ioctls of a tap, preadv2 and pwritev2 have no safe wrapper"
@@ -122,7 +124,8 @@ impl Tap {
         }
     }
 
-    /// Attaches to the interface `name`, once for each queue pair; where there is none, the kernel makes one that ends with husk.
+    /// Attaches to the interface `name`, once for each queue pair; where there is none, the kernel
+    /// makes one that ends with husk.
     ///
     /// # Errors
     /// See [`TapError`].

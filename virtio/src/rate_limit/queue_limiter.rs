@@ -44,8 +44,8 @@ impl QueueLimiter {
         !self.waits
     }
 
-    /// The timer has rung. Whoever waited for it tries again now; where that leads to no request, because something else is in its way,
-    /// there is nothing to wait for here.
+    /// The timer has rung. Whoever waited for it tries again now; where that leads to no request,
+    /// because something else is in its way, there is nothing to wait for here.
     pub fn on_timer(&mut self) {
         let now = Instant::now();
         self.until = self.until.filter(|until| *until > now);

@@ -1,8 +1,10 @@
-//! How much a ring gives its thread before the thread looks at its other work: a driver that never pauses must not keep it.
+//! How much a ring gives its thread before the thread looks at its other work: a driver that never
+//! pauses must not keep it.
 //!
-//! Every look that finds something costs, whatever becomes of the chain: one that leads nowhere, one that is put back, one that a
-//! second look behind enabled kicks has found. Only the doorbell pays for more. So a handler that loops as long as there is work
-//! ends all the same, however many rings it loops over, and is called again after whatever else waits.
+//! Every look that finds something costs, whatever becomes of the chain: one that leads nowhere,
+//! one that is put back, one that a second look behind enabled kicks has found. Only the doorbell
+//! pays for more. So a handler that loops as long as there is work ends all the same, however many
+//! rings it loops over, and is called again after whatever else waits.
 
 /// What is left of a ring's turn.
 #[derive(Debug)]

@@ -1,7 +1,8 @@
 //! The two halves of a descriptor chain as byte streams: what the device reads and what it writes (virtio 1.2 §2.7.4).
 //!
-//! Both are cursors over host slices of guest memory. The guest may change the bytes at any time, so nothing read through
-//! them may be trusted twice; the slices themselves were bounds-checked when the chain was taken from the ring.
+//! Both are cursors over host slices of guest memory. The guest may change the bytes at any time,
+//! so nothing read through them may be trusted twice; the slices themselves were bounds-checked
+//! when the chain was taken from the ring.
 
 use std::io;
 
@@ -84,8 +85,8 @@ impl<'a> Cursor<'a> {
         Ok(total)
     }
 
-    /// Appends the next `limit` bytes after `skip` to `buffers`, as far as one call of the kernel takes them, and says how many bytes
-    /// that is. Uses nothing up.
+    /// Appends the next `limit` bytes after `skip` to `buffers`, as far as one call of the kernel
+    /// takes them, and says how many bytes that is. Uses nothing up.
     fn lend(&self, skip: usize, limit: usize, buffers: &mut BorrowedIovecs<'_, 'a>) -> usize {
         let left = self.slices.get(self.at..).unwrap_or_default();
         let mut bytes = 0usize;
@@ -168,8 +169,8 @@ impl<'a> Reader<'a> {
             .ok_or(SplitError { offset, available })
     }
 
-    /// Appends the next `limit` bytes after `skip` to `buffers`, as far as one call of the kernel takes them, and says how many bytes
-    /// that is. Nothing is used up.
+    /// Appends the next `limit` bytes after `skip` to `buffers`, as far as one call of the kernel
+    /// takes them, and says how many bytes that is. Nothing is used up.
     pub(crate) fn lend(&self, skip: usize, limit: usize, buffers: &mut BorrowedIovecs<'_, 'a>) -> usize {
         self.0.lend(skip, limit, buffers)
     }
@@ -245,8 +246,8 @@ impl<'a> Writer<'a> {
             .ok_or(SplitError { offset, available })
     }
 
-    /// Appends the next `limit` bytes after `skip` to `buffers`, as far as one call of the kernel takes them, and says how many bytes
-    /// that is. Nothing is used up.
+    /// Appends the next `limit` bytes after `skip` to `buffers`, as far as one call of the kernel
+    /// takes them, and says how many bytes that is. Nothing is used up.
     pub(crate) fn lend(&self, skip: usize, limit: usize, buffers: &mut BorrowedIovecs<'_, 'a>) -> usize {
         self.0.lend(skip, limit, buffers)
     }

@@ -11,8 +11,8 @@ use super::{Reader, RingError, Writer};
 
 /// A descriptor chain whose request completes later: [`super::Ring::push`] its head when done.
 ///
-/// The chain was read from guest memory once and checked: every buffer lies in RAM, readable buffers come before writable
-/// ones. It keeps the memory it refers to mapped.
+/// The chain was read from guest memory once and checked: every buffer lies in RAM, readable
+/// buffers come before writable ones. It keeps the memory it refers to mapped.
 pub struct Chain {
     head: u16,
     mem: Arc<GuestMemoryMmap>,
@@ -62,8 +62,9 @@ impl Chain {
         }))
     }
 
-    /// The chain that the table has at `head`, whether or not it was ever made available. `None` if there is none that keeps the
-    /// rules, or the walk would read more descriptors than `budget` has left.
+    /// The chain that the table has at `head`, whether or not it was ever made available. `None` if
+    /// there is none that keeps the rules, or the walk would read more descriptors than `budget`
+    /// has left.
     pub(super) fn at(mem: &Arc<GuestMemoryMmap>, queue: &QueueState, head: u16, budget: &mut u32) -> Option<Self> {
         let (mut table, mut entries, mut index) = (queue.desc_table, u32::from(queue.size), u32::from(head));
         let (mut readable, mut writable) = (Vec::new(), Vec::new());
@@ -147,8 +148,8 @@ impl Chain {
         self.slices(&self.writable)
     }
 
-    /// Where the device-writable buffers are in guest RAM (first address, bytes), in order: for devices to which buffers are not places
-    /// for data, but memory to be dealt with.
+    /// Where the device-writable buffers are in guest RAM (first address, bytes), in order: for
+    /// devices to which buffers are not places for data, but memory to be dealt with.
     pub fn writable_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.writable.iter().map(|buffer| (buffer.addr.0, buffer.len as u64))
     }
@@ -190,8 +191,8 @@ pub(super) fn for_each_descriptor(
         open = descriptor.has_next();
         each(&descriptor)?;
     }
-    // The iterator stops silently at a loop, an index outside the table, a nested or empty indirect table and at 2^32 bytes.
-    // In all of these the last descriptor, if any, promised another one.
+    // The iterator stops silently at a loop, an index outside the table, a nested or empty indirect
+    // table and at 2^32 bytes. In all of these the last descriptor, if any, promised another one.
     if open {
         return Err(RingError::ChainBroken {
             queue,

@@ -1,4 +1,5 @@
-//! What a queue counts while husk serves it: read by others at any time, without a lock and without a locked instruction on either side.
+//! What a queue counts while husk serves it: read by others at any time, without a lock and without
+//! a locked instruction on either side.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 

@@ -66,9 +66,10 @@ impl Notify {
         }
     }
 
-    /// The eventfd that raises this interrupt when anybody writes to it, for another process to do so without this one; `None`
-    /// when there is no such eventfd, or not yet. To be asked in [`VirtioDevice::start`](crate::device::VirtioDevice::start),
-    /// while nothing can change the interrupt.
+    /// The eventfd that raises this interrupt when anybody writes to it, for another process to do
+    /// so without this one; `None` when there is no such eventfd, or not yet. To be asked in
+    /// [`VirtioDevice::start`](crate::device::VirtioDevice::start), while nothing can change the
+    /// interrupt.
     pub fn share(&self) -> Option<Irq> {
         self.0.as_ref()?.share()
     }

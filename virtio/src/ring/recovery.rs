@@ -1,22 +1,26 @@
 //! Taking a ring over from somebody who vanished: which chains were taken from the driver and never given back.
 //!
-//! The rings alone do not tell. They tell how many chains are owed: `avail.idx - used.idx`; which ones only as far as entries go back,
-//! and a request that waits for a lock is older than that. (A record kept by the one who serves, `VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD`,
-//! would tell, but no back-end for file systems keeps one; and looking on costs a wake-up of this process for each request.) What the
-//! driver's memory still has are the requests themselves, and those know: a reply repeats the number of its request, so a request
-//! without it is [`ReplyState::Waiting`]. Descriptors of chains given back long ago stay in the table, and may refer to memory that has a
+//! The rings alone do not tell. They tell how many chains are owed: `avail.idx - used.idx`; which
+//! ones only as far as entries go back, and a request that waits for a lock is older than that. (A
+//! record kept by the one who serves, `VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD`, would tell, but no
+//! back-end for file systems keeps one; and looking on costs a wake-up of this process for each
+//! request.) What the driver's memory still has are the requests themselves, and those know: a
+//! reply repeats the number of its request, so a request without it is [`ReplyState::Waiting`].
+//! Descriptors of chains given back long ago stay in the table, and may refer to memory that has a
 //! new owner, so nothing is believed alone:
 //!
-//! 1. Candidates are all heads, the latest of the available ring first. One whose request waits is owed, unless a later one has the
-//!    same room for the reply: then its descriptors are stale. Two that have the same room, and of which none is in the available ring
-//!    any more, are left alone.
-//! 2. If more wait than are owed, or the driver adds some meanwhile, it is at work between writing a request and making it available:
-//!    everything is looked at again a little later.
-//! 3. If fewer wait than are owed, the others have their reply, and only the entry in the used ring is missing; or there is no room for
-//!    one. Both are given back as they are, if they are among the latest of the available ring.
+//! 1. Candidates are all heads, the latest of the available ring first. One whose request waits is
+//!    owed, unless a later one has the same room for the reply: then its descriptors are stale. Two
+//!    that have the same room, and of which none is in the available ring any more, are left alone.
+//! 2. If more wait than are owed, or the driver adds some meanwhile, it is at work between writing
+//!    a request and making it available: everything is looked at again a little later.
+//! 3. If fewer wait than are owed, the others have their reply, and only the entry in the used ring
+//!    is missing; or there is no room for one. Both are given back as they are, if they are among
+//!    the latest of the available ring.
 //! 4. What is owed and not found is counted, and stays unanswered.
 //!
-//! A driver that lies about any of this harms its own memory only: every access is within guest RAM, and the work has a limit.
+//! A driver that lies about any of this harms its own memory only: every access is within guest
+//! RAM, and the work has a limit.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -102,8 +106,9 @@ struct Claim {
 }
 
 impl Ring {
-    /// Takes the ring over from somebody who served it and is gone, wherever that was: answers what was taken and not given back, and
-    /// goes on behind it. To be followed by [`Ring::drain`], which also listens to the doorbell again.
+    /// Takes the ring over from somebody who served it and is gone, wherever that was: answers what
+    /// was taken and not given back, and goes on behind it. To be followed by [`Ring::drain`],
+    /// which also listens to the doorbell again.
     ///
     /// # Errors
     /// When the indices make no sense, or the rings cannot be accessed.

@@ -25,7 +25,8 @@ impl Protocol for Numbers {
     }
 }
 
-/// A driver as Linux is one: descriptors and memory that were given back last are used first, and each request has a table.
+/// A driver as Linux is one: descriptors and memory that were given back last are used first, and
+/// each request has a table.
 struct Guest {
     driver: Driver,
     free_heads: Vec<u16>,

@@ -9,9 +9,10 @@ use super::chain::{for_each_descriptor, for_each_slice};
 use super::{Ring, RingError};
 
 impl Ring {
-    /// Takes the next available chain and calls `each` for its host slices in order: whether the device may write to it, and the
-    /// slice. Allocates nothing. Returns the head, which is in flight until [`Ring::push`] or [`Ring::put_back`]; `None` when there is
-    /// none, or the turn is over: see [`Ring::is_spent`].
+    /// Takes the next available chain and calls `each` for its host slices in order: whether the
+    /// device may write to it, and the slice. Allocates nothing. Returns the head, which is in
+    /// flight until [`Ring::push`] or [`Ring::put_back`]; `None` when there is none, or the turn is
+    /// over: see [`Ring::is_spent`].
     ///
     /// # Errors
     /// When the driver broke the rules.
@@ -35,7 +36,8 @@ impl Ring {
         Ok(Some(head))
     }
 
-    /// Puts back the chain taken last of those that were not pushed: it is available again. Several go back in reverse order.
+    /// Puts back the chain taken last of those that were not pushed: it is available again. Several
+    /// go back in reverse order.
     pub fn put_back(&mut self, head: u16) {
         if let Some(flag) = self.in_flight.get_mut(usize::from(head))
             && std::mem::take(flag)

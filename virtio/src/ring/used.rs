@@ -7,7 +7,8 @@
 //! | 4 + 8 n | 4 | `ring[n].id` | head of the chain |
 //! | 8 + 8 n | 4 | `ring[n].len` | bytes written to it |
 //!
-//! Behind the available ring's entries lies `used_event`: the driver wants to hear when the entry of this number is used.
+//! Behind the available ring's entries lies `used_event`: the driver wants to hear when the entry
+//! of this number is used.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -57,13 +58,15 @@ impl Ring {
         if new == 0 {
             return Ok(());
         }
-        // The used index goes out before what the driver says about interrupts is read: it does the two in the other order.
+        // The used index goes out before what the driver says about interrupts is read: it does the
+        // two in the other order.
         fence(Ordering::SeqCst);
         let avail = self.queue.avail_ring();
         let wanted = if self.queue.event_idx_enabled() {
             let entries = u64::from(self.queue.size()).saturating_mul(AVAIL_ENTRY);
             let event = self.driver_says(mem, avail.saturating_add(ENTRIES).saturating_add(entries))?;
-            // Whether the entry asked for is among the new ones: entry `next_used - 1` is the latest, `next_used - new` the first.
+            // Whether the entry asked for is among the new ones: entry `next_used - 1` is the
+            // latest, `next_used - new` the first.
             self.queue.next_used().wrapping_sub(event).wrapping_sub(1) < new
         } else {
             u32::from(self.driver_says(mem, avail)?) & VRING_AVAIL_F_NO_INTERRUPT == 0

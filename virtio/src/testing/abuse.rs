@@ -1,4 +1,5 @@
-//! What a hostile driver puts into a ring (virtio 1.2 §2.7.4, §2.7.5, §2.7.13): each is against the rules by itself, whatever the device.
+//! What a hostile driver puts into a ring (virtio 1.2 §2.7.4, §2.7.5, §2.7.13): each is against the
+//! rules by itself, whatever the device.
 
 use virtio_queue::desc::split::Descriptor;
 

@@ -40,8 +40,8 @@ const LEVEL: u32 = 0;
 const EDGE: u32 = 1;
 const LATE: u32 = 2;
 
-/// Counts its calls. Never resets what is watched by edges; begins to watch a third event when called, and ends that when called
-/// for it.
+/// Counts its calls. Never resets what is watched by edges; begins to watch a third event when
+/// called, and ends that when called for it.
 struct Counting {
     events: [Arc<EventFd>; 3],
     calls: Arc<[AtomicUsize; 3]>,

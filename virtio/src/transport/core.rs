@@ -1,7 +1,7 @@
 //! The life of a virtio device, whatever bus it is on: status, features, queue registers, start and reset.
 //!
-//! The status machine follows virtio 1.2 §2.1 and §3.1.1. A write that the present state does not allow is ignored, and the
-//! driver sees so when it reads back:
+//! The status machine follows virtio 1.2 §2.1 and §3.1.1. A write that the present state does not
+//! allow is ignored, and the driver sees so when it reads back:
 //!
 //! | state                      | features  | queue registers | may follow                            |
 //! |----------------------------|-----------|-----------------|---------------------------------------|
@@ -12,11 +12,13 @@
 //! | `DRIVER_OK`                | frozen    | frozen          | reset                                 |
 //! | `FAILED`, being reset      | frozen    | frozen          | reset                                 |
 //!
-//! `DRIVER_OK` builds the rings, starts the device and gives every handler a [`Worker`](crate::worker::Worker). Whatever fails there, or later on an
-//! I/O thread, sets `DEVICE_NEEDS_RESET` and raises a configuration change interrupt; the VM goes on.
+//! `DRIVER_OK` builds the rings, starts the device and gives every handler a
+//! [`Worker`](crate::worker::Worker). Whatever fails there, or later on an I/O thread, sets
+//! `DEVICE_NEEDS_RESET` and raises a configuration change interrupt; the VM goes on.
 //!
-//! A reset asks the workers to stop and returns. Until they have, `device_status` reads as before and everything else is
-//! ignored: drivers must wait for 0 anyway (virtio 1.2 §4.1.4.3.2), and no vCPU ever waits for I/O.
+//! A reset asks the workers to stop and returns. Until they have, `device_status` reads as before
+//! and everything else is ignored: drivers must wait for 0 anyway (virtio 1.2 §4.1.4.3.2), and no
+//! vCPU ever waits for I/O.
 
 use std::sync::Arc;
 
@@ -69,8 +71,8 @@ pub struct Core {
 }
 
 impl Core {
-    /// A device in its reset state, called `name` in logs, counters and thread names. `profile` is the device's, and has
-    /// been checked.
+    /// A device in its reset state, called `name` in logs, counters and thread names. `profile` is
+    /// the device's, and has been checked.
     pub fn new(device: Box<dyn VirtioDevice>, profile: Profile, name: String, mem: GuestMemory) -> Self {
         let queues = profile.queue_sizes.iter().map(|size| QueueRegisters::new(*size));
         Self {
@@ -252,7 +254,8 @@ impl Core {
         self.queues.get_mut(usize::from(queue)).filter(|queue| !queue.enabled)
     }
 
-    /// The kick of a queue that has been live, which its handler reads; it stays the same from then on, over resets too.
+    /// The kick of a queue that has been live, which its handler reads; it stays the same from then
+    /// on, over resets too.
     pub fn kick(&self, queue: u16) -> Option<&Arc<EventFd>> {
         self.queues.get(usize::from(queue)).and_then(QueueRegisters::kick)
     }
@@ -321,14 +324,15 @@ impl Core {
         self.running.workers()
     }
 
-    /// Gives the device the right to read and write memory, or takes it away until it is given again. For buses that have such a
-    /// right; without this the device has it. Waits for nobody.
+    /// Gives the device the right to read and write memory, or takes it away until it is given
+    /// again. For buses that have such a right; without this the device has it. Waits for nobody.
     pub fn set_bus_master(&self, allowed: bool) {
         self.running.set_bus_master(allowed);
     }
 
-    /// Stops the device, waits until no I/O thread touches guest memory, and returns where the rings stood. The device is
-    /// reset afterwards. Blocks as long as the host's I/O does unless [`Workers::is_stopped`]: not for vCPU threads.
+    /// Stops the device, waits until no I/O thread touches guest memory, and returns where the
+    /// rings stood. The device is reset afterwards. Blocks as long as the host's I/O does unless
+    /// [`Workers::is_stopped`]: not for vCPU threads.
     pub fn shutdown(&mut self) -> Vec<RingState> {
         self.workers().stop();
         self.clear()

@@ -281,8 +281,8 @@ impl PciFunction for VirtioPci {
     }
 }
 
-/// The interrupt of `source` by MSI-X `vector`, and its trace in the ISR status: the configuration's always, the queues' only
-/// where there is no message (virtio 1.2 §4.1.4.5.1).
+/// The interrupt of `source` by MSI-X `vector`, and its trace in the ISR status: the
+/// configuration's always, the queues' only where there is no message (virtio 1.2 §4.1.4.5.1).
 fn notify(msix: &Msix, isr: &Arc<AtomicU8>, source: InterruptSource, vector: u16) -> Notify {
     let (vector, isr) = (msix.vector(vector), isr.clone());
     match (source, vector) {

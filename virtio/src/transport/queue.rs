@@ -75,8 +75,8 @@ impl QueueRegisters {
         }
     }
 
-    /// The ring that these registers describe, from its beginning. It is kicked once: buffers that the driver offered before
-    /// `DRIVER_OK` came without a kick.
+    /// The ring that these registers describe, from its beginning. It is kicked once: buffers that
+    /// the driver offered before `DRIVER_OK` came without a kick.
     pub fn ring(&mut self, index: u16, event_idx: bool, notify: Notify, mem: &GuestMemory) -> Result<Ring, StartError> {
         let kick = self.doorbell().map_err(|source| StartError::Host {
             what: "make a doorbell",

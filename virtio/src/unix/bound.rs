@@ -1,8 +1,9 @@
 //! A listening socket in the file system: whose it is, what it replaces, and how its file goes.
 //!
-//! It is its owner's alone from its first moment: Linux gives a socket's file the mode of the socket itself (`unix_bind`), which is set
-//! before the name exists. A socket that a killed process left behind is replaced, one that somebody listens on is not; the folder
-//! is locked (flock(2)) between looking and binding, so that of two processes that start at once one is told.
+//! It is its owner's alone from its first moment: Linux gives a socket's file the mode of the
+//! socket itself (`unix_bind`), which is set before the name exists. A socket that a killed process
+//! left behind is replaced, one that somebody listens on is not; the folder is locked (flock(2))
+//! between looking and binding, so that of two processes that start at once one is told.
 
 #![expect(
     unsafe_code,
@@ -64,8 +65,8 @@ pub enum BindError {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// Device and inode of the file that was made, to tell it from a later one of the same name. As long as the socket is open no
-    /// other file has them.
+    /// Device and inode of the file that was made, to tell it from a later one of the same name. As
+    /// long as the socket is open no other file has them.
     identity: (u64, u64),
 }
 
@@ -78,8 +79,9 @@ impl Drop for SocketFile {
     }
 }
 
-/// Listens at `path`, for its owner's connections alone, of which `backlog` may wait until they are accepted. A socket there to which
-/// nobody listens any more is replaced; of several processes that try at once, one succeeds. The socket does not block.
+/// Listens at `path`, for its owner's connections alone, of which `backlog` may wait until they are
+/// accepted. A socket there to which nobody listens any more is replaced; of several processes that
+/// try at once, one succeeds. The socket does not block.
 ///
 /// # Errors
 /// See [`BindError`]. Nothing is left behind.
@@ -117,8 +119,8 @@ fn listen(path: &Path, backlog: libc::c_int) -> io::Result<(UnixListener, Socket
     Ok((socket, file))
 }
 
-/// Locks the folder of `path` until dropped: between finding a socket stale and removing it, nobody else may put one of his own there.
-/// Without a lock when that is impossible or takes too long.
+/// Locks the folder of `path` until dropped: between finding a socket stale and removing it, nobody
+/// else may put one of his own there. Without a lock when that is impossible or takes too long.
 fn lock_folder(path: &Path) -> Option<File> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = File::open(folder.unwrap_or(Path::new("."))).ok()?;

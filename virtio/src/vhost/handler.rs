@@ -1,4 +1,5 @@
-//! The running half of a device whose rings the kernel serves: hands them over, waits for what should not happen, takes them back.
+//! The running half of a device whose rings the kernel serves: hands them over, waits for what
+//! should not happen, takes them back.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -15,8 +16,8 @@ use crate::call_event::{CallEvent, used_index};
 use crate::device::{Handler, HandlerError, Hold, StartError, Watch};
 use crate::ring::{Ring, RingParts, RingState};
 
-/// [`Watch`] tokens: the queue that stays here. Rings have theirs by their number among all: for an interrupt that is passed on, and
-/// for a fault, above those of all queues that a device can have.
+/// [`Watch`] tokens: the queue that stays here. Rings have theirs by their number among all: for an
+/// interrupt that is passed on, and for a fault, above those of all queues that a device can have.
 const OWN: u32 = 0;
 const CALLS: u32 = 1;
 const FAULTS: u32 = 1 << 16;

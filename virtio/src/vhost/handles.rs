@@ -39,8 +39,8 @@ impl MetricsSource for VhostMetrics {
 
 /// The handles of one device. They stay open as long as it lives.
 ///
-/// The kernel uses addresses of this process for as long as it has not been told otherwise, whatever is behind them by then. So what
-/// it knows stays mapped: `known` goes after the handles.
+/// The kernel uses addresses of this process for as long as it has not been told otherwise,
+/// whatever is behind them by then. So what it knows stays mapped: `known` goes after the handles.
 pub(crate) struct VhostHandles {
     handles: Vec<Box<dyn KernelRings>>,
     /// What the kernel may reach: all of the reserve, more perhaps than the device does by then.
@@ -116,8 +116,9 @@ impl VhostHandles {
         &self.metrics
     }
 
-    /// Keeps mapped what `queue`, which handle number `handle` is about to have, is in; `fault` is signalled when that is taken from the
-    /// guest, and the handle's rings are left alone from then on.
+    /// Keeps mapped what `queue`, which handle number `handle` is about to have, is in; `fault` is
+    /// signalled when that is taken from the guest, and the handle's rings are left alone from then
+    /// on.
     ///
     /// # Errors
     /// When a part of the ring is not all in one region: the kernel is told nothing but where it begins.
@@ -172,8 +173,9 @@ impl VhostHandles {
         Ok(())
     }
 
-    /// Has the kernel leave rings alone that are not in `memory`, and if something of that is `gone`, those of a handle that does not know
-    /// it: others may have it soon. Their device needs a reset.
+    /// Has the kernel leave rings alone that are not in `memory`, and if something of that is
+    /// `gone`, those of a handle that does not know it: others may have it soon. Their device needs
+    /// a reset.
     fn stop_lost(&self, known: &Known, memory: &Arc<GuestMemoryMmap>, gone: bool) {
         for (number, (handle, told)) in self.handles.iter().zip(&known.told).enumerate() {
             let knows = told.as_ref().is_some_and(|told| Arc::ptr_eq(told, memory));

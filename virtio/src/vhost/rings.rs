@@ -44,8 +44,8 @@ pub(crate) struct Vring<'a> {
     pub fault: &'a EventFd,
 }
 
-/// Rings of one handle, counted from 0. I/O threads ask; [`KernelRings::set_memory`] and, when memory is gone, [`KernelRings::run`] are asked
-/// on a control thread as well.
+/// Rings of one handle, counted from 0. I/O threads ask; [`KernelRings::set_memory`] and, when
+/// memory is gone, [`KernelRings::run`] are asked on a control thread as well.
 pub(crate) trait KernelRings: Send + Sync {
     /// What the kernel can do: virtio features, among others.
     fn features(&self) -> u64;
@@ -188,8 +188,8 @@ impl Driver for VsockRings {
     }
 }
 
-/// A ring is checked as it is made ([`Ring::new`](crate::ring::Ring::new)). The crate's own check would refuse one that ends where memory
-/// does.
+/// A ring is checked as it is made ([`Ring::new`](crate::ring::Ring::new)). The crate's own check
+/// would refuse one that ends where memory does.
 impl<T> VhostKernBackend for NetRings<T> {
     type AS = GuestMemory;
 

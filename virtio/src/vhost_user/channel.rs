@@ -15,11 +15,13 @@ use super::message::{ANSWER_BYTES, Answer, HEADER_BYTES, Request, header};
 use super::socket::{Pending, peek};
 use crate::syscall::is_ready;
 
-/// How long a back-end may take for everything that it is asked on one occasion: to agree, to take all rings or give them back, to
-/// follow a change of memory. Each question takes it microseconds, unless the host is short of everything.
+/// How long a back-end may take for everything that it is asked on one occasion: to agree, to take
+/// all rings or give them back, to follow a change of memory. Each question takes it microseconds,
+/// unless the host is short of everything.
 pub const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The connection to a back-end. Used by one thread at a time. All exchanges together end by the deadline that was set last.
+/// The connection to a back-end. Used by one thread at a time. All exchanges together end by the
+/// deadline that was set last.
 #[derive(Debug)]
 pub(super) struct Channel {
     /// Non-blocking. Others have it, too, to hang up while somebody waits here.

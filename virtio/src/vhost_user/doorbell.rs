@@ -1,8 +1,10 @@
 //! The eventfd by which a driver kicks a back-end: the kernel's to signal and the back-end's to read.
 //!
-//! It is one open file description in two processes. The back-end can make it blocking, and fill or empty its counter at any time; so
-//! no thread that anybody waits for reads or writes it. The kernel's own signals never block. A kick that the kernel did not catch
-//! arrives at the queue's own eventfd, which no other process has, and is passed on by the device's I/O thread, if there is room.
+//! It is one open file description in two processes. The back-end can make it blocking, and fill or
+//! empty its counter at any time; so no thread that anybody waits for reads or writes it. The
+//! kernel's own signals never block. A kick that the kernel did not catch arrives at the queue's
+//! own eventfd, which no other process has, and is passed on by the device's I/O thread, if there
+//! is room.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -28,8 +30,8 @@ impl Doorbell {
         &self.0
     }
 
-    /// Rings, for a kick that the kernel did not catch. For I/O threads: a back-end that makes the eventfd blocking and fills it between
-    /// the two calls here holds up its own device's thread.
+    /// Rings, for a kick that the kernel did not catch. For I/O threads: a back-end that makes the
+    /// eventfd blocking and fills it between the two calls here holds up its own device's thread.
     pub fn ring(&self) {
         // A counter without room is one that is readable already.
         if let Ok(true) = is_ready(self.as_raw_fd(), libc::POLLOUT, Duration::ZERO) {

@@ -70,8 +70,9 @@ impl ErrorResponder {
         Ok(ring)
     }
 
-    /// Watches all kicks, with tokens from `first` on: those that the kernel catches, and those that it does not. The former's eventfd
-    /// is in the hands of the old back-end as well, and so is not read.
+    /// Watches all kicks, with tokens from `first` on: those that the kernel catches, and those
+    /// that it does not. The former's eventfd is in the hands of the old back-end as well, and so
+    /// is not read.
     pub fn watch(&self, watch: &mut dyn Watch, first: u32) -> Result<(), HandlerError> {
         for (token, (ring, doorbell)) in (first..).zip(&self.rings) {
             if let TakenRing::Served(ring) = ring {

@@ -47,7 +47,8 @@ pub(super) struct Vring<'a> {
 }
 
 impl Frontend {
-    /// Comes to terms with the back-end at the other end of `socket`, which has to serve `queues` virtqueues, by `deadline`.
+    /// Comes to terms with the back-end at the other end of `socket`, which has to serve `queues`
+    /// virtqueues, by `deadline`.
     pub fn negotiate(socket: Arc<UnixStream>, deadline: Deadline, queues: u16) -> Result<Self, BackendError> {
         let mut channel = Channel::new(socket, deadline)?;
         channel.command(Request::SetOwner, &[], &[])?;
@@ -100,8 +101,9 @@ impl Frontend {
 
     /// Tells the difference between guest RAM as it is now and as the back-end knows it. Returns whether there was one.
     ///
-    /// All of what is new, or nothing: where the back-end refuses a part, it is asked to give back what it took before, and the
-    /// connection lives on. What it refuses to give back counts as known, and is asked for again with the next change.
+    /// All of what is new, or nothing: where the back-end refuses a part, it is asked to give back
+    /// what it took before, and the connection lives on. What it refuses to give back counts as
+    /// known, and is asked for again with the next change.
     ///
     /// # Errors
     /// It has nothing of what is new; or nothing is new, and it keeps what is gone.
@@ -128,7 +130,8 @@ impl Frontend {
     /// Tells which regions of guest RAM are gone, and waits for no answer. Returns whether there are any.
     ///
     /// # Errors
-    /// It cannot be told: the connection has ended, or the back-end has left messages unread for so long that there is no room for more.
+    /// It cannot be told: the connection has ended, or the back-end has left messages unread for so
+    /// long that there is no room for more.
     pub fn give_up_memory(&mut self, memory: &GuestMemoryMmap) -> Result<bool, BackendError> {
         let now = regions(memory)?;
         let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.regions)

@@ -22,8 +22,8 @@ use crate::ring::{Protocol, RingParts, RingState};
 
 /// Token of the connection. A ring whose interrupts are passed on has its number, plus 1.
 const CONNECTION: u32 = 0;
-/// Tokens of kicks that the kernel did not catch, and of all kicks once they are this process's to answer: above those of
-/// all queues that a device can have.
+/// Tokens of kicks that the kernel did not catch, and of all kicks once they are this process's to
+/// answer: above those of all queues that a device can have.
 const KICKS: u32 = 1 << 16;
 /// Token of the timer for late requests: above those of all kicks.
 const LATE_REQUESTS: u32 = 1 << 17;
@@ -68,8 +68,8 @@ struct BackendRing {
 }
 
 impl VhostUserHandler {
-    /// Takes the rings of `activation`, of which `needed` have to be there. By `protocol` their requests are answered when the
-    /// back-end is gone. Called on a vCPU thread: speaks to nobody.
+    /// Takes the rings of `activation`, of which `needed` have to be there. By `protocol` their
+    /// requests are answered when the back-end is gone. Called on a vCPU thread: speaks to nobody.
     ///
     /// # Errors
     /// [`StartError`].
@@ -106,7 +106,8 @@ impl VhostUserHandler {
         })
     }
 
-    /// Hands everything over, to the back-end that is there when the device starts. Returns what ends with the connection.
+    /// Hands everything over, to the back-end that is there when the device starts. Returns what
+    /// ends with the connection.
     fn lend(&mut self) -> Result<RawFd, BackendError> {
         let link = self.link.clone();
         let mut connection = link.acquire()?;
@@ -162,8 +163,9 @@ impl VhostUserHandler {
         Ok(())
     }
 
-    /// Counts a failure of the back-end, and says whose it is. One that was half-way through something is left. It is none of the back-end's
-    /// when the connection was ended here: then the request to stop is on its way.
+    /// Counts a failure of the back-end, and says whose it is. One that was half-way through
+    /// something is left. It is none of the back-end's when the connection was ended here: then the
+    /// request to stop is on its way.
     fn failed(&mut self, error: &BackendError, watch: &mut dyn Watch) -> Result<(), HandlerError> {
         // Before the descriptor is closed, and its number somebody else's.
         self.forget(watch);
@@ -401,7 +403,8 @@ impl Handler for VhostUserHandler {
         checked.or_else(|error| self.failed(&error, watch))
     }
 
-    /// What the back-end holds it gives back, as for a reset, in its own time; and ends what it has begun, within a limit.
+    /// What the back-end holds it gives back, as for a reset, in its own time; and ends what it has
+    /// begun, within a limit.
     fn hold(&mut self, watch: &mut dyn Watch) -> Result<Hold, HandlerError> {
         if self.error_responder.is_some() {
             return Ok(Hold::Held);

@@ -111,8 +111,8 @@ impl Bench {
         running
     }
 
-    /// Has little time for what the back-end is asked next. What it answers as it should must not depend on that: a test would fail on a
-    /// machine that is busy.
+    /// Has little time for what the back-end is asked next. What it answers as it should must not
+    /// depend on that: a test would fail on a machine that is busy.
     fn lose_patience(&self) {
         self.link.set_limit(IMPATIENT);
     }

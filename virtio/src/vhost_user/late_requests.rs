@@ -1,10 +1,13 @@
-//! The wait for requests that a back-end ends after it has given their ring back, as one does whose requests are with a pool of threads.
+//! The wait for requests that a back-end ends after it has given their ring back, as one does whose
+//! requests are with a pool of threads.
 //!
-//! By the protocol a ring that is given back is done with. virtiofsd with `--thread-pool-size` answers `GET_VRING_BASE` as soon as it
-//! takes no more requests, and drops the call eventfd then: nothing says when those that it has taken end. The used ring shows it.
-//! Each of them is worth one step of its index (virtio 1.2 §2.7.8), so that all have ended when the index has come to the position
-//! that the back-end has stopped at. It is looked at from time to time, for a while: requests may also be kept on purpose, as by
-//! `husk fs` those that wait for a lock, and nothing tells them apart.
+//! By the protocol a ring that is given back is done with. virtiofsd with `--thread-pool-size`
+//! answers `GET_VRING_BASE` as soon as it takes no more requests, and drops the call eventfd then:
+//! nothing says when those that it has taken end. The used ring shows it. Each of them is worth one
+//! step of its index (virtio 1.2 §2.7.8), so that all have ended when the index has come to the
+//! position that the back-end has stopped at. It is looked at from time to time, for a while:
+//! requests may also be kept on purpose, as by `husk fs` those that wait for a lock, and nothing
+//! tells them apart.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -24,8 +27,9 @@ pub(super) const LIMIT: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 
-/// Requests that were taken from a ring that has come back, and are not in its used ring yet. None where the two positions are
-/// further apart than the ring is long: then somebody has spoilt the ring, and there is nothing to wait for.
+/// Requests that were taken from a ring that has come back, and are not in its used ring yet. None
+/// where the two positions are further apart than the ring is long: then somebody has spoilt the
+/// ring, and there is nothing to wait for.
 pub(super) fn late_requests(ring: &QueueState, mem: &GuestMemoryMmap) -> u16 {
     let late = ring.next_avail.wrapping_sub(used_index(mem, ring.used_ring));
     if late <= ring.size { late } else { 0 }
@@ -46,7 +50,8 @@ impl LateRequestWait {
         self.state.is_some()
     }
 
-    /// Begins, or goes on until the next look, with its timer watched as `token`. Returns whether there will be one: not after `limit`.
+    /// Begins, or goes on until the next look, with its timer watched as `token`. Returns whether
+    /// there will be one: not after `limit`.
     ///
     /// # Errors
     /// The host refuses a timer.

@@ -1,8 +1,8 @@
 //! A device's connection to its back-end, over the device's whole life.
 //!
-//! Whoever speaks to the back-end takes the connection for that time, with one deadline for all exchanges. The lock is held for moments
-//! only: others wait for the connection until deadlines of their own, or end it, and then whoever is in the middle of an exchange
-//! returns at once.
+//! Whoever speaks to the back-end takes the connection for that time, with one deadline for all
+//! exchanges. The lock is held for moments only: others wait for the connection until deadlines of
+//! their own, or end it, and then whoever is in the middle of an exchange returns at once.
 
 use std::io;
 use std::net::Shutdown;
@@ -63,7 +63,8 @@ impl MetricsSource for VhostUserMetrics {
     }
 }
 
-/// The connection. Used by the device's I/O thread, and by the thread that changes guest RAM; a vCPU may end it, and speaks to nobody.
+/// The connection. Used by the device's I/O thread, and by the thread that changes guest RAM; a
+/// vCPU may end it, and speaks to nobody.
 #[derive(Debug)]
 pub struct Link {
     socket: PathBuf,
@@ -98,8 +99,8 @@ struct LinkState {
 }
 
 impl Link {
-    /// Connects to the back-end that listens at `socket` and has to serve `queues` virtqueues. One that does not listen yet has
-    /// `patience` to begin.
+    /// Connects to the back-end that listens at `socket` and has to serve `queues` virtqueues. One
+    /// that does not listen yet has `patience` to begin.
     ///
     /// # Errors
     /// See [`BackendError`]. With it, the error does not name the socket: the caller knows it.

@@ -1,4 +1,5 @@
-//! Messages of the front-end, byte by byte (Vhost-user Protocol, "Message Specification"). Numbers are in the host's byte order.
+//! Messages of the front-end, byte by byte (Vhost-user Protocol, "Message Specification"). Numbers
+//! are in the host's byte order.
 //!
 //! | offset | bytes | field                                                                |
 //! |--------|-------|----------------------------------------------------------------------|
@@ -7,8 +8,8 @@
 //! | 8      | 4     | size of the payload                                                  |
 //! | 12     | size  | payload                                                              |
 //!
-//! Every answer that husk asks for has a payload of 8 bytes: a number, 0 for success where nothing else was asked, or a ring's
-//! index and position.
+//! Every answer that husk asks for has a payload of 8 bytes: a number, 0 for success where nothing
+//! else was asked, or a ring's index and position.
 
 /// Length of a header.
 pub(super) const HEADER_BYTES: usize = 12;

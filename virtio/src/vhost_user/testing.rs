@@ -1,4 +1,5 @@
-//! A back-end for tests: does what the protocol says, or at one request whatever the test wants. And guest RAM to share.
+//! A back-end for tests: does what the protocol says, or at one request whatever the test wants.
+//! And guest RAM to share.
 
 #![expect(unsafe_code, reason = "receiving descriptors")]
 
@@ -56,7 +57,8 @@ pub(crate) enum BackendAction {
     Say(Vec<u8>),
     /// The right answer, byte by byte, each as late as possible.
     Drip,
-    /// The right answer, to this request and all that follow, each after most of the time that there is for all of them.
+    /// The right answer, to this request and all that follow, each after most of the time that
+    /// there is for all of them.
     Dawdle,
     /// Says that it failed, from the second time on.
     RefuseLater(u64),
@@ -71,7 +73,8 @@ impl BackendAction {
     }
 }
 
-/// What a back-end can do to an eventfd that it shares: the next write blocks, and so would a read once it has been emptied.
+/// What a back-end can do to an eventfd that it shares: the next write blocks, and so would a read
+/// once it has been emptied.
 pub(crate) fn spoil(event: &EventFd) {
     // SAFETY: takes no memory.
     assert_eq!(unsafe { libc::fcntl(event.as_raw_fd(), libc::F_SETFL, 0) }, 0);

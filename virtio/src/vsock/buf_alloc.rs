@@ -1,9 +1,12 @@
-//! How much the guest may send without being told again, over all streams of a device: what this process may have to keep of it.
+//! How much the guest may send without being told again, over all streams of a device: what this
+//! process may have to keep of it.
 //!
-//! What was allowed once cannot be taken back: a driver computes what it may send from the two counts that it was told last, and one
-//! that is told less than it has under way computes nonsense. So each stream begins with little, is allowed more as it uses what it
-//! has, up to [`STREAM_MAX`], and what it has sent and the host's program has taken is nobody's again. No stream is allowed more
-//! than an eighth of what is left over, so something always is, also behind streams that were busy once and are idle now; and [`STREAM_MIN`] is every stream's own, so that a stream whose
+//! What was allowed once cannot be taken back: a driver computes what it may send from the two
+//! counts that it was told last, and one that is told less than it has under way computes nonsense.
+//! So each stream begins with little, is allowed more as it uses what it has, up to [`STREAM_MAX`],
+//! and what it has sent and the host's program has taken is nobody's again. No stream is allowed
+//! more than an eighth of what is left over, so something always is, also behind streams that were
+//! busy once and are idle now; and [`STREAM_MIN`] is every stream's own, so that a stream whose
 //! reader reads goes on, whatever the others do.
 
 use std::sync::Arc;
@@ -65,7 +68,8 @@ impl BufAlloc {
         self.bytes.max(self.wanted.min(fair))
     }
 
-    /// Allows as much as is fair. Of a stream that has used half of what it was allowed, that is twice as much from now on.
+    /// Allows as much as is fair. Of a stream that has used half of what it was allowed, that is
+    /// twice as much from now on.
     pub fn grow(&mut self) {
         if self.bytes <= self.wanted >> 1 {
             self.wanted = self.wanted.saturating_mul(2).min(STREAM_MAX);
@@ -81,7 +85,8 @@ impl BufAlloc {
     fn set(&mut self, bytes: u32) {
         let shared = |bytes: u32| bytes.saturating_sub(STREAM_MIN);
         let (before, after) = (shared(self.bytes), shared(bytes));
-        // One thread has all streams of a device; the sum never exceeds the pool, since nobody is raised beyond what is left.
+        // One thread has all streams of a device; the sum never exceeds the pool, since nobody is
+        // raised beyond what is left.
         let left = self.pool.left().saturating_add(before).saturating_sub(after);
         self.pool.0.store(left, Ordering::Relaxed);
         self.bytes = bytes;

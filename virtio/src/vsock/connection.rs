@@ -61,8 +61,8 @@ pub(super) struct Connection {
     pub queued: bool,
     /// Is told when the socket has room again.
     pub awaits_room: bool,
-    /// `OK` was sent, and the host's program may not have read it. Nothing may follow before that: shims take what comes in one piece
-    /// with the line for a part of it.
+    /// `OK` was sent, and the host's program may not have read it. Nothing may follow before that:
+    /// shims take what comes in one piece with the line for a part of it.
     pub greeting: bool,
     /// `REQUEST` or `RESPONSE`, to be sent before anything else.
     pub opening: Option<Op>,

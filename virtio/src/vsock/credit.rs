@@ -1,13 +1,14 @@
 //! Credit accounting of one stream (virtio 1.2 §5.10.6.3).
 //!
-//! Each side tells the other how large its buffer for the stream is (`buf_alloc`) and how much has left that buffer so far
-//! (`fwd_cnt`); the other side never has more than that under way. All counts are modulo 2^32. How large ours is depends on the other
-//! streams, and changes: see [`BufAlloc`].
+//! Each side tells the other how large its buffer for the stream is (`buf_alloc`) and how much has
+//! left that buffer so far (`fwd_cnt`); the other side never has more than that under way. All
+//! counts are modulo 2^32. How large ours is depends on the other streams, and changes: see
+//! [`BufAlloc`].
 
 use super::buf_alloc::{BufAlloc, BufAllocPool};
 
-/// More than this is never under way to the guest, whatever it offers. Counts of what is under way can so be told from counts that
-/// went backwards.
+/// More than this is never under way to the guest, whatever it offers. Counts of what is under way
+/// can so be told from counts that went backwards.
 const IN_FLIGHT_MAX: u32 = 1 << 30;
 
 /// A count that the guest cannot have reached honestly.
@@ -34,7 +35,8 @@ pub(super) struct Credit {
 }
 
 impl Credit {
-    /// A stream whose buffer is a part of `pool`. Nothing may be sent before the other side has offered its own, either way.
+    /// A stream whose buffer is a part of `pool`. Nothing may be sent before the other side has
+    /// offered its own, either way.
     pub fn new(pool: BufAllocPool) -> Self {
         Self {
             window: BufAlloc::new(pool),
@@ -93,8 +95,8 @@ impl Credit {
         (buf_alloc, self.forwarded)
     }
 
-    /// Whether the guest should be told of room that it does not know of: when it is half of all. Telling it earlier costs an
-    /// interrupt each time, telling it later may have it wait.
+    /// Whether the guest should be told of room that it does not know of: when it is half of all.
+    /// Telling it earlier costs an interrupt each time, telling it later may have it wait.
     pub fn is_update_due(&self) -> bool {
         self.window.bytes() <= self.window.grown() >> 1
     }

@@ -1,7 +1,8 @@
 //! The running half of the device: three queues, all sockets, one I/O thread.
 //!
-//! Sockets are watched by an epoll instance of the handler's own, which the thread's loop watches beside the doorbells. All of it
-//! is edge-triggered, so that neither reading a doorbell nor asking for an event again costs a call.
+//! Sockets are watched by an epoll instance of the handler's own, which the thread's loop watches
+//! beside the doorbells. All of it is edge-triggered, so that neither reading a doorbell nor asking
+//! for an event again costs a call.
 
 use std::io;
 use std::os::fd::AsRawFd;

@@ -1,7 +1,8 @@
 //! When the driver hears that its packets have been taken: with the next packet that it gets, or soon.
 //!
-//! All that a driver does then is free memory, and an interrupt for it costs a guest as much as the packet itself. Used buffers are
-//! in the used ring at once (virtio 1.2 §2.7.8); what waits is the notification, as long as there are few of them, and not for long.
+//! All that a driver does then is free memory, and an interrupt for it costs a guest as much as the
+//! packet itself. Used buffers are in the used ring at once (virtio 1.2 §2.7.8); what waits is the
+//! notification, as long as there are few of them, and not for long.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -10,8 +11,8 @@ use std::time::Duration;
 use crate::ring::{Ring, RingError};
 use crate::timer::Timer;
 
-/// Buffers after which it is told at once. A driver whose queue is full waits for some of them: the longest packets of Linux take 18
-/// descriptors, so that a queue of 256 holds more than that.
+/// Buffers after which it is told at once. A driver whose queue is full waits for some of them: the
+/// longest packets of Linux take 18 descriptors, so that a queue of 256 holds more than that.
 const PENDING_MAX: u16 = 8;
 /// How long it waits for its news at most.
 const DELAY_MAX: Duration = Duration::from_millis(1);

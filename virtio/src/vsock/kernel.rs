@@ -1,8 +1,8 @@
-//! The socket device with its streams in the host's kernel (vhost-vsock): programs of the host reach the guest by `AF_VSOCK` sockets,
-//! and the guest them, by its context on this host.
+//! The socket device with its streams in the host's kernel (vhost-vsock): programs of the host
+//! reach the guest by `AF_VSOCK` sockets, and the guest them, by its context on this host.
 //!
-//! The kernel has the queues for packets. That for events stays here and is never used: nothing but a move to another host breaks the
-//! streams of a driver that goes on (virtio 1.2 §5.10.6.7).
+//! The kernel has the queues for packets. That for events stays here and is never used: nothing but
+//! a move to another host breaks the streams of a driver that goes on (virtio 1.2 §5.10.6.7).
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};

@@ -73,8 +73,8 @@ impl AsRawFd for Listener {
     }
 }
 
-/// A descriptor in reserve: given up for a moment when there are no others, so that a dial can be taken and closed. Left alone, it
-/// would wait without an answer.
+/// A descriptor in reserve: given up for a moment when there are no others, so that a dial can be
+/// taken and closed. Left alone, it would wait without an answer.
 #[derive(Debug)]
 pub(super) struct ReserveFd(Option<OwnedFd>);
 

@@ -1,5 +1,5 @@
-//! Socket device (virtio 1.2 §5.10) whose host side is Unix sockets: *hybrid* vsock, all in user space; or, with [`KernelVsock`], the
-//! host's own vsock.
+//! Socket device (virtio 1.2 §5.10) whose host side is Unix sockets: *hybrid* vsock, all in user
+//! space; or, with [`KernelVsock`], the host's own vsock.
 //!
 //! | queue | carries                                            |
 //! |-------|----------------------------------------------------|
@@ -11,9 +11,10 @@
 //! |--------|-------|-----|----------------------------------------|
 //! | 0      | 8     | R   | `guest_cid`                            |
 //!
-//! Programs of the host connect to the device's socket, write `connect PORT\n` (in any letter case) and, when a program of the guest
-//! listens at that port, read `OK <port>\n`; from then on bytes go through. If nobody listens the connection is closed. Programs of
-//! the guest connect to port P of context 2 and reach the program of the host that listens at the socket `<path>_P`.
+//! Programs of the host connect to the device's socket, write `connect PORT\n` (in any letter case)
+//! and, when a program of the guest listens at that port, read `OK <port>\n`; from then on bytes go
+//! through. If nobody listens the connection is closed. Programs of the guest connect to port P of
+//! context 2 and reach the program of the host that listens at the socket `<path>_P`.
 //!
 //! | part | what it holds |
 //! |---|---|
@@ -72,7 +73,8 @@ use listener::Listener;
 pub const VIRTIO_ID_VSOCK: u32 = 19;
 /// "Other communication device".
 const PCI_CLASS: u32 = 0x07_80_00;
-/// Streams are supported (virtio 1.2 §5.10.3). `VIRTIO_VSOCK_F_SEQPACKET` is not offered: a Unix stream keeps no boundaries.
+/// Streams are supported (virtio 1.2 §5.10.3). `VIRTIO_VSOCK_F_SEQPACKET` is not offered: a Unix
+/// stream keeps no boundaries.
 const VIRTIO_VSOCK_F_STREAM: u64 = 1 << 0;
 /// A driver fills the receive queue with pages: 256 of them take a whole window of credit several times over.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
@@ -153,8 +155,9 @@ impl Vsock {
         self.host.metrics.clone()
     }
 
-    /// Ends all streams and tells the driver so with `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.2 §5.10.6.7): for a guest that
-    /// goes on in another VM than the one that its streams began in. Takes effect on the I/O thread.
+    /// Ends all streams and tells the driver so with `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio
+    /// 1.2 §5.10.6.7): for a guest that goes on in another VM than the one that its streams began
+    /// in. Takes effect on the I/O thread.
     pub fn reset_transport(&self) {
         self.host.reset_transport();
     }

@@ -1,8 +1,9 @@
 //! All streams of one device, and what becomes of an event at a socket of the host.
 //!
-//! A connection with something for the guest stands once in a queue and gets its turns from `receive.rs`. `RST` packets have a
-//! queue of their own, because their connection may be gone or never have been: it is bounded by [`REPLIES_MAX`], beyond which no
-//! packets of the guest are looked at (virtio 1.2 §5.10.6.2).
+//! A connection with something for the guest stands once in a queue and gets its turns from
+//! `receive.rs`. `RST` packets have a queue of their own, because their connection may be gone or
+//! never have been: it is bounded by [`REPLIES_MAX`], beyond which no packets of the guest are
+//! looked at (virtio 1.2 §5.10.6.2).
 
 mod dials;
 mod packets;
@@ -58,7 +59,8 @@ pub(super) struct Muxer {
 }
 
 impl Muxer {
-    /// No streams yet. `listener` is epoll's number of the listening socket, which is not watched before [`Muxer::open`].
+    /// No streams yet. `listener` is epoll's number of the listening socket, which is not watched
+    /// before [`Muxer::open`].
     pub fn new(cid: u64, host: Arc<Host>, listener: u64) -> Self {
         Self {
             cid,

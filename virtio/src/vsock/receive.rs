@@ -49,8 +49,9 @@ impl Receive {
         }
     }
 
-    /// Gives the connections of `muxer` their turns, until nobody has anything for the guest, or there are no buffers for it: the
-    /// driver kicks when it has some, and the ring itself when its turn is over.
+    /// Gives the connections of `muxer` their turns, until nobody has anything for the guest, or
+    /// there are no buffers for it: the driver kicks when it has some, and the ring itself when its
+    /// turn is over.
     pub fn serve(&mut self, muxer: &mut Muxer, metrics: &VsockMetrics) -> Result<(), RingError> {
         let mem = self.ring.memory();
         while !(muxer.replies().is_empty() && muxer.ready().is_empty()) {
@@ -208,7 +209,8 @@ impl Receive {
         if read == room {
             connection.burst = connection.burst.saturating_mul(2).min(BURST_MAX);
         } else {
-            // A read that comes short has emptied the socket, unless something ended it: the next byte, or the end, is an event of its own.
+            // A read that comes short has emptied the socket, unless something ended it: the next
+            // byte, or the end, is an event of its own.
             connection.burst = used.max(1);
             connection.readable = connection.last || cut || connection.urgent;
         }

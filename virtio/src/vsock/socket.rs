@@ -87,7 +87,8 @@ impl Socket {
         let mut unread: libc::c_int = 0;
         // SAFETY: the kernel writes a number, during the call only.
         let result = unsafe { libc::ioctl(self.as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) };
-        // The kernel counts buffers with their administration, and the last byte of it a moment longer than it tells us of room.
+        // The kernel counts buffers with their administration, and the last byte of it a moment
+        // longer than it tells us of room.
         result < 0 || unread < LEAST_BUFFER
     }
 

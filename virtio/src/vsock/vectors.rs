@@ -158,8 +158,9 @@ impl Incoming<'_, '_> {
         socket.receive_vectored(self.payload.buffers())
     }
 
-    /// Gives the chains that `bytes` of payload went to back to the driver, each with the header that `header` makes of its
-    /// length, and puts the others back. Returns how many there were. Without payload one chain is used, for its header alone.
+    /// Gives the chains that `bytes` of payload went to back to the driver, each with the header
+    /// that `header` makes of its length, and puts the others back. Returns how many there were.
+    /// Without payload one chain is used, for its header alone.
     pub fn finish(
         self,
         ring: &mut Ring,

@@ -30,7 +30,8 @@ pub struct MaskState {
 pub struct Vector(Arc<Shared>);
 
 struct Shared {
-    /// [`MASKED`], [`PENDING`] and [`SHARED`] in one atomic, so that a signal that meets an unmask is sent by exactly one of the two.
+    /// [`MASKED`], [`PENDING`] and [`SHARED`] in one atomic, so that a signal that meets an unmask
+    /// is sent by exactly one of the two.
     state: AtomicU8,
     /// Set before the vector is unmasked for the first time, and never changed.
     irq: OnceLock<Irq>,
@@ -48,8 +49,9 @@ struct Route {
     lent: Option<SharedEventfd>,
 }
 
-/// An eventfd that another process has as well: it can fill and empty the counter, and make the next read or write of it wait. So nobody
-/// here reads or writes it: KVM takes what is written, and keeps it from a vector that is disconnected.
+/// An eventfd that another process has as well: it can fill and empty the counter, and make the
+/// next read or write of it wait. So nobody here reads or writes it: KVM takes what is written, and
+/// keeps it from a vector that is disconnected.
 struct SharedEventfd {
     source: MsiVector,
     routed: Option<MsiMessage>,
@@ -66,9 +68,10 @@ impl Vector {
         self.leave_pending();
     }
 
-    /// An eventfd for another process, which sends the message whenever anybody writes to it: always the same one. `None` while the
-    /// vector is masked or was never routed, or where the host has no GSI left. To be called under the lock of the vector's function.
-    /// From then on a mask disconnects the eventfd: what is written to it meanwhile waits in it.
+    /// An eventfd for another process, which sends the message whenever anybody writes to it:
+    /// always the same one. `None` while the vector is masked or was never routed, or where the
+    /// host has no GSI left. To be called under the lock of the vector's function. From then on a
+    /// mask disconnects the eventfd: what is written to it meanwhile waits in it.
     pub fn share(&self) -> Option<Irq> {
         let mut route = self.route();
         let message = route.message?;
@@ -84,7 +87,8 @@ impl Vector {
         }
     }
 
-    /// Whether a signal waits: also one of another process, in its eventfd, which nobody reads while the vector is masked.
+    /// Whether a signal waits: also one of another process, in its eventfd, which nobody reads
+    /// while the vector is masked.
     pub fn is_pending(&self) -> bool {
         let state = self.0.state.load(Ordering::Acquire);
         let lent = || {

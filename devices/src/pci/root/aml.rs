@@ -11,17 +11,19 @@ use crate::pci::Window;
 
 /// UUID by which an operating system negotiates PCIe features (PCI Firmware 3.3 §4.5.1).
 const OSC_PCI_UUID: &str = "33DB4D5B-1FF7-401C-9657-7441C03DD766";
-/// Control fields given to the guest: PME (bit 2), AER (3), the PCIe capability (4). Not hot-plug by PCIe slots or SHPC (0, 1): there
-/// are none, and ACPI does that.
+/// Control fields given to the guest: PME (bit 2), AER (3), the PCIe capability (4). Not hot-plug
+/// by PCIe slots or SHPC (0, 1): there are none, and ACPI does that.
 const OSC_GRANTED: u8 = 0b1_1100;
-/// Status bits in the first dword: unrecognised UUID, unrecognised revision, capabilities masked (PCI Firmware 3.3 table 4-4).
+/// Status bits in the first dword: unrecognised UUID, unrecognised revision, capabilities masked
+/// (PCI Firmware 3.3 table 4-4).
 const OSC_BAD_UUID: u8 = 1 << 2;
 const OSC_BAD_REVISION: u8 = 1 << 3;
 const OSC_MASKED: u8 = 1 << 4;
 
 impl PciRoot {
-    /// The devices `PCI0` (host bridge, `_CRS` with bus 0 and the two memory windows; one of size 0 is left out) and `ECAM` (a
-    /// motherboard resource that reserves the ECAM window, which Linux wants before it trusts MCFG). For `\_SB`.
+    /// The devices `PCI0` (host bridge, `_CRS` with bus 0 and the two memory windows; one of size 0
+    /// is left out) and `ECAM` (a motherboard resource that reserves the ECAM window, which Linux
+    /// wants before it trusts MCFG). For `\_SB`.
     pub fn aml(ecam: Window, mmio32: Window, mmio64: Window) -> Vec<u8> {
         let mut aml = Vec::new();
         host_bridge(&[mmio32, mmio64], &mut aml);

@@ -1,8 +1,8 @@
-//! The threads that help those of a share's queues, as many as the load asks for: when requests pile up, and when one takes so long
-//! that nobody is at its queue's doorbell.
+//! The threads that help those of a share's queues, as many as the load asks for: when requests
+//! pile up, and when one takes so long that nobody is at its queue's doorbell.
 //!
-//! The watcher is one more of them: while there is work it looks every millisecond whether each queue gets on. It costs a queue's own thread nothing
-//! but two stores for each request.
+//! The watcher is one more of them: while there is work it looks every millisecond whether each
+//! queue gets on. It costs a queue's own thread nothing but two stores for each request.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -172,8 +172,8 @@ impl RequestQueue {
         })
     }
 
-    /// A request that took `took` came to this end by `now`. `false` if it waits and there is no room for that: it was refused,
-    /// and `serve` told.
+    /// A request that took `took` came to this end by `now`. `false` if it waits and there is no
+    /// room for that: it was refused, and `serve` told.
     pub fn end(&self, serve: &dyn Serve, chain: Chain, outcome: Outcome, took: Duration, now: Instant) -> bool {
         let mut state = lock(&self.state);
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);

@@ -1,8 +1,10 @@
 //! What serves a share from the start of its driver to the reset: queues, the server of files, and who helps.
 //!
-//! A queue's own thread carries requests out where it finds them, since for most of them another thread would cost more than they do. It
-//! calls for help when others wait and requests are not short. And when one takes long, the watcher notices, and a helper takes the
-//! thread's place at the doorbell until it is back: no request waits for one before it for more than some milliseconds.
+//! A queue's own thread carries requests out where it finds them, since for most of them another
+//! thread would cost more than they do. It calls for help when others wait and requests are not
+//! short. And when one takes long, the watcher notices, and a helper takes the thread's place at
+//! the doorbell until it is back: no request waits for one before it for more than some
+//! milliseconds.
 
 use std::io;
 use std::os::fd::AsRawFd;

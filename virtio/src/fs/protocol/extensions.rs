@@ -1,8 +1,10 @@
-//! What a creation may carry behind its names: a security label (`FUSE_SECURITY_CTX`) and a group (`FUSE_CREATE_SUPP_GROUP`).
+//! What a creation may carry behind its names: a security label (`FUSE_SECURITY_CTX`) and a group
+//! (`FUSE_CREATE_SUPP_GROUP`).
 //!
-//! Each extension begins with its length, a multiple of 8 and this header included, and with its type. A type of up to
-//! [`FUSE_MAX_NR_SECCTX`] is a number of labels instead: that many times a header with the label's length, the attribute's name with a
-//! NUL, and the label, and then zeroes up to the next multiple of 8. Before 7.38 labels were all there was, and
+//! Each extension begins with its length, a multiple of 8 and this header included, and with its
+//! type. A type of up to [`FUSE_MAX_NR_SECCTX`] is a number of labels instead: that many times a
+//! header with the label's length, the attribute's name with a NUL, and the label, and then zeroes
+//! up to the next multiple of 8. Before 7.38 labels were all there was, and
 //! `fuse_in_header.total_extlen` was zero.
 
 use std::ffi::CStr;
@@ -30,8 +32,8 @@ pub(in crate::fs) struct Extensions<'t> {
 }
 
 impl<'t> Extensions<'t> {
-    /// Reads all that is left of a request, which says of itself that it has `total` bytes of extensions; zero if it is of a guest that
-    /// cannot say that.
+    /// Reads all that is left of a request, which says of itself that it has `total` bytes of
+    /// extensions; zero if it is of a guest that cannot say that.
     pub fn read(parts: Parts<'t>, total: usize) -> Result<Self, Failure> {
         let mut rest = parts.rest();
         if total != 0 && total != rest.len() {

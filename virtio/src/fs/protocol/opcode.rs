@@ -1,5 +1,5 @@
-//! What a guest may ask for, and what must be known of it before it is looked at: how long it is at least, how long its reply, and whether
-//! it changes anything.
+//! What a guest may ask for, and what must be known of it before it is looked at: how long it is at
+//! least, how long its reply, and whether it changes anything.
 
 use std::mem::size_of;
 
@@ -10,8 +10,8 @@ use super::{replies, requests};
 pub(in crate::fs) struct Rule {
     /// Least bytes of the request behind its header.
     pub request: usize,
-    /// Least room for the reply behind its header; `None` for what gets no reply. What may be shorter (a value, a list, contents) has
-    /// none here: it is cut to the room that there is.
+    /// Least room for the reply behind its header; `None` for what gets no reply. What may be
+    /// shorter (a value, a list, contents) has none here: it is cut to the room that there is.
     pub reply: Option<usize>,
     /// Refused by a share that is read-only.
     pub changes: bool,

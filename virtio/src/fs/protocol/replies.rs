@@ -1,4 +1,5 @@
-//! What replies consist of, behind their header: structures `fuse_…_out` of `fuse.h`, made of what the file system says.
+//! What replies consist of, behind their header: structures `fuse_…_out` of `fuse.h`, made of what
+//! the file system says.
 
 use std::time::Duration;
 

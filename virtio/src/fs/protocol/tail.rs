@@ -1,5 +1,5 @@
-//! What follows the fixed part of a request: names, each with a NUL, and then a value or extensions. It is copied out of guest memory
-//! once, so that it stays what was checked.
+//! What follows the fixed part of a request: names, each with a NUL, and then a value or
+//! extensions. It is copied out of guest memory once, so that it stays what was checked.
 
 use std::ffi::CStr;
 use std::io::Read;
@@ -15,7 +15,8 @@ pub(in crate::fs) const XATTR_MAX: usize = 65536;
 const XATTR_NAME_MAX: usize = 255;
 /// Longest target of a symbolic link with its NUL (`PATH_MAX`).
 const PATH_MAX: usize = 4096;
-/// Longest tail: a value or a label of the most that there may be, and beside it more of names than Linux sends (`FUSE_NAME_MAX`, 1024).
+/// Longest tail: a value or a label of the most that there may be, and beside it more of names than
+/// Linux sends (`FUSE_NAME_MAX`, 1024).
 const TAIL_MAX: usize = XATTR_MAX + 2 * PATH_MAX;
 /// Tails of up to so many bytes, which are nearly all, need no allocation.
 const SHORT: usize = 512;

@@ -1,4 +1,5 @@
-//! Files: opened, read, written, brought to the disk, closed. Contents go between guest memory and the file system without a copy here.
+//! Files: opened, read, written, brought to the disk, closed. Contents go between guest memory and
+//! the file system without a copy here.
 
 use std::cell::Cell;
 
@@ -18,8 +19,9 @@ use crate::fs::protocol::flags::{
 use crate::fs::protocol::{Failure, MALFORMED, replies, requests};
 use crate::iovecs::Iovecs;
 
-/// What of open(2)'s flags means something to a file system. Creation and exclusion are requests of their own here; unnamed files and
-/// descriptors without access are none that a guest's kernel asks for.
+/// What of open(2)'s flags means something to a file system. Creation and exclusion are requests of
+/// their own here; unnamed files and descriptors without access are none that a guest's kernel asks
+/// for.
 const OPEN_FLAGS: OFlags = OFlags::RWMODE
     .union(OFlags::APPEND)
     .union(OFlags::TRUNC)
@@ -117,7 +119,8 @@ impl Server {
         }
         let offset = range(wanted.offset.get(), u64::from(wanted.size.get()))?;
         let has = |flag| wanted.write_flags.get() & flag != 0;
-        // What comes from its cache the guest has forgotten by the reply: it asks only whether that failed (Linux `fuse_writepage_end`).
+        // What comes from its cache the guest has forgotten by the reply: it asks only whether that
+        // failed (Linux `fuse_writepage_end`).
         let cached = has(WRITE_CACHE);
         let short = if cached { Short::GoesOn } else { Short::Ends };
         let flags = OFlags::from_bits_retain(wanted.flags.get());
@@ -232,8 +235,9 @@ enum Short {
     GoesOn,
 }
 
-/// Moves `size` bytes by `step`, which is told how many are done and how many are left, and says how many it had buffers for and how many it
-/// moved. Ends where it moves fewer, unless `short` says otherwise, or fails: then with what was moved before.
+/// Moves `size` bytes by `step`, which is told how many are done and how many are left, and says
+/// how many it had buffers for and how many it moved. Ends where it moves fewer, unless `short`
+/// says otherwise, or fails: then with what was moved before.
 fn in_pieces(
     size: usize,
     short: Short,

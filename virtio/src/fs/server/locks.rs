@@ -1,8 +1,9 @@
 //! Locks, and the interruption of those who wait for one.
 //!
-//! A request for a lock that somebody else holds is not answered: whoever hands requests in does it again later ([`Outcome::Wait`]). An
-//! `INTERRUPT` names such a request; it may also come before it, or after it was answered. So the names are kept, the newest of them, until
-//! the request comes by.
+//! A request for a lock that somebody else holds is not answered: whoever hands requests in does it
+//! again later ([`Outcome::Wait`]). An `INTERRUPT` names such a request; it may also come before
+//! it, or after it was answered. So the names are kept, the newest of them, until the request comes
+//! by.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;

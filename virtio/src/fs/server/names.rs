@@ -1,4 +1,5 @@
-//! What is done with a name in a directory: look-ups, creations, links, renames, removals; and how look-ups are taken back.
+//! What is done with a name in a directory: look-ups, creations, links, renames, removals; and how
+//! look-ups are taken back.
 
 use rustix::fs::FileType;
 use rustix::io::Errno;

@@ -51,8 +51,8 @@ impl<'a> Reply<'a> {
         Ok(done)
     }
 
-    /// Appends the `limit` bytes of the body after `skip` to `buffers`, as far as one call of the kernel takes them, and says how many
-    /// bytes that is.
+    /// Appends the `limit` bytes of the body after `skip` to `buffers`, as far as one call of the
+    /// kernel takes them, and says how many bytes that is.
     pub fn lend(&self, skip: usize, limit: usize, buffers: &mut BorrowedIovecs<'_, 'a>) -> usize {
         self.writer.lend(HEADER_BYTES.saturating_add(skip), limit, buffers)
     }

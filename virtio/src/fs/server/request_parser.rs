@@ -83,8 +83,9 @@ impl<'a> RequestParser<'a> {
         &self.body
     }
 
-    /// What of `umask` is left to be done. A guest's kernel has taken it from the mode itself, unless it leaves that to a host with lists of
-    /// access rights (`FUSE_DONT_MASK`, Linux `fs/fuse/dir.c`).
+    /// What of `umask` is left to be done. A guest's kernel has taken it from the mode itself,
+    /// unless it leaves that to a host with lists of access rights (`FUSE_DONT_MASK`, Linux
+    /// `fs/fuse/dir.c`).
     pub fn umask(&self, umask: U32) -> u32 {
         if self.features.posix_acl() {
             umask.get() & UMASK

@@ -2,7 +2,8 @@
 //!
 //! | offered | if the share has |
 //! |---|---|
-//! | `ASYNC_READ`, `ATOMIC_O_TRUNC`, `BIG_WRITES`, `ASYNC_DIO`, `PARALLEL_DIROPS`, `MAX_PAGES`, `INIT_EXT`, `CREATE_SUPP_GROUP` | |
+//! | `ASYNC_READ`, `ATOMIC_O_TRUNC`, `BIG_WRITES`, `ASYNC_DIO`, `PARALLEL_DIROPS` | |
+//! | `MAX_PAGES`, `INIT_EXT`, `CREATE_SUPP_GROUP` | |
 //! | `AUTO_INVAL_DATA` | other users, or may have |
 //! | `EXPLICIT_INVAL_DATA`, `CACHE_SYMLINKS` | none |
 //! | `DO_READDIRPLUS`, `READDIRPLUS_AUTO` | `readdirplus` |
@@ -15,8 +16,8 @@
 //! | `SECURITY_CTX` | `security_context` |
 //! | `DIRECT_IO_ALLOW_MMAP` | `direct_mmap` |
 //!
-//! Never: `EXPORT_SUPPORT`, since there are no look-ups of `.` and `..`; `ALLOW_IDMAP`, which asks for more than rights by the mode; what
-//! needs a notification queue or a DAX window.
+//! Never: `EXPORT_SUPPORT`, since there are no look-ups of `.` and `..`; `ALLOW_IDMAP`, which asks
+//! for more than rights by the mode; what needs a notification queue or a DAX window.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -41,14 +42,16 @@ use crate::fs::protocol::{Failure, MAJOR, MALFORMED, MINOR, OLDEST_MINOR, replie
 
 /// Most bytes of a write, and pages of 4 KiB of any request.
 const MAX_WRITE: u32 = 1 << 20;
-/// Most bytes that a guest which keeps to that reads or lists at a time, and most bytes of any request of its: those of a write.
+/// Most bytes that a guest which keeps to that reads or lists at a time, and most bytes of any
+/// request of its: those of a write.
 pub(super) const MOST_READ: u32 = MAX_WRITE;
 pub(super) const MOST_ASKED: usize = size_of::<requests::Write>() + MAX_WRITE as usize;
 const MAX_PAGES_COUNT: u16 = 256;
 /// Pages of a request of guests that cannot be told ([`MAX_PAGES`]).
 const DEFAULT_MAX_WRITE: u32 = 32 * 4096;
-/// Requests that the guest may have under way without anybody waiting for them: reading ahead, writing back, asynchronous I/O. Its own
-/// choice is 12, which keeps fewer busy than there may be threads here.
+/// Requests that the guest may have under way without anybody waiting for them: reading ahead,
+/// writing back, asynchronous I/O. Its own choice is 12, which keeps fewer busy than there may be
+/// threads here.
 const MAX_BACKGROUND: u16 = 256;
 /// From so many on it counts as congested.
 const CONGESTED: u16 = 192;

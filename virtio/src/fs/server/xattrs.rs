@@ -14,7 +14,8 @@ use crate::fs::protocol::{Failure, MALFORMED, replies, requests};
 
 /// `XATTR_CREATE` and `XATTR_REPLACE` of setxattr(2).
 const SET_FLAGS: u32 = 0b11;
-/// What the two attributes of access control lists begin with. Without an agreement on them the guest would not obey what it sets.
+/// What the two attributes of access control lists begin with. Without an agreement on them the
+/// guest would not obey what it sets.
 const ACL: &[u8] = b"system.posix_acl_";
 
 impl Server {

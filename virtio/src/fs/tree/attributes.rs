@@ -176,8 +176,8 @@ impl Tree {
         Ok((self.attr(&stat, &inode), self.policy.ttl().attr))
     }
 
-    /// Makes the file `size` bytes long. `fd` is that of an open file, of which `writes` says that it is good for it, or what the node has,
-    /// `held`.
+    /// Makes the file `size` bytes long. `fd` is that of an open file, of which `writes` says that
+    /// it is good for it, or what the node has, `held`.
     fn truncate(
         &self,
         inode: &Inode,

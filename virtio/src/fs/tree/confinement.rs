@@ -1,8 +1,9 @@
 //! What holds a thread that serves should the server's own rules have a fault: few capabilities, and Landlock.
 //!
-//! Landlock is a rule of the host's kernel about what a thread may open, by the hierarchy that a file is in (landlock(7)): whatever way
-//! leads to a descriptor, `/proc/self/fd` and file handles among them, the file has to be below the share. Mounts there are below it,
-//! also those that come later.
+//! Landlock is a rule of the host's kernel about what a thread may open, by the hierarchy that a
+//! file is in (landlock(7)): whatever way leads to a descriptor, `/proc/self/fd` and file handles
+//! among them, the file has to be below the share. Mounts there are below it, also those that come
+//! later.
 
 use std::fmt;
 use std::io;
@@ -20,10 +21,11 @@ use rustix::thread::{CapabilitySet, capabilities};
 use super::host::FileHandle;
 use super::{Tree, credentials};
 
-/// The newest version of Landlock that the rules here were tried with. What later ones can forbid besides is left as it is.
+/// The newest version of Landlock that the rules here were tried with. What later ones can forbid
+/// besides is left as it is.
 const TRIED: ABI = ABI::V7;
-/// The first one that lets names go from one directory to another (`LANDLOCK_ACCESS_FS_REFER`); those before it forbid that to everybody
-/// whom they forbid anything.
+/// The first one that lets names go from one directory to another (`LANDLOCK_ACCESS_FS_REFER`);
+/// those before it forbid that to everybody whom they forbid anything.
 const WITH_REFER: u32 = 2;
 
 /// That of the host, and the first that will do.
@@ -65,7 +67,8 @@ impl Rules {
         (&mut *ruleset).add_rule(rule).map(|_| ()).map_err(host_error)
     }
 
-    /// Restricts the calling thread, and those that it starts from now on. For good; a thread can be restricted sixteen times.
+    /// Restricts the calling thread, and those that it starts from now on. For good; a thread can
+    /// be restricted sixteen times.
     pub fn restrict(&self) -> io::Result<()> {
         let ruleset = lock(&self.ruleset).try_clone()?;
         let ruleset = ruleset.set_compatibility(CompatLevel::HardRequirement);
@@ -77,7 +80,8 @@ impl Rules {
     }
 }
 
-/// What is done with a share. Nothing in it is executed here, nor is a device opened, let alone asked for what it can do.
+/// What is done with a share. Nothing in it is executed here, nor is a device opened, let alone
+/// asked for what it can do.
 fn rights(readonly: bool) -> BitFlags<AccessFs> {
     if readonly {
         AccessFs::ReadFile | AccessFs::ReadDir
@@ -132,8 +136,9 @@ impl Tree {
         }
     }
 
-    /// Has the host's kernel hold the whole process to the share, called by its only thread: for good. In the directory `leave` files may
-    /// still be removed. The version of Landlock's rules, if this host has any that will do.
+    /// Has the host's kernel hold the whole process to the share, called by its only thread: for
+    /// good. In the directory `leave` files may still be removed. The version of Landlock's rules,
+    /// if this host has any that will do.
     ///
     /// # Errors
     /// The host's.

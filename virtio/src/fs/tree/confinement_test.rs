@@ -1,4 +1,5 @@
-//! A thread that the host's kernel holds to the share: what it can no longer do outside, and everything that it still does inside.
+//! A thread that the host's kernel holds to the share: what it can no longer do outside, and
+//! everything that it still does inside.
 
 use std::sync::mpsc;
 
@@ -165,8 +166,9 @@ fn everything_in_the_share_goes_on() {
     assert!(folder.path("share/b/named").exists());
 }
 
-/// What a handle alone leads to may be in no hierarchy that the kernel has in memory, and then Landlock says no: names come first. When
-/// the name has gone elsewhere, the handle is all that there is.
+/// What a handle alone leads to may be in no hierarchy that the kernel has in memory, and then
+/// Landlock says no: names come first. When the name has gone elsewhere, the handle is all that
+/// there is.
 #[test]
 fn nodes_are_opened_again_by_name_and_then_by_handle() {
     let folder = Folder::new();
@@ -195,8 +197,8 @@ fn nodes_are_opened_again_by_name_and_then_by_handle() {
     assert_eq!(read.0, expected);
 }
 
-/// The name that is known may be the one that is gone, of a file that has others. Where its handle leads is nowhere in a hierarchy then, once
-/// the host's kernel has forgotten the other name.
+/// The name that is known may be the one that is gone, of a file that has others. Where its handle
+/// leads is nowhere in a hierarchy then, once the host's kernel has forgotten the other name.
 #[test]
 fn a_file_that_only_a_handle_leads_to_is_stale_until_another_name_of_it_is_looked_up() {
     if !has_landlock() || !is_root() {

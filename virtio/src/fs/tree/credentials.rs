@@ -1,7 +1,9 @@
-//! On whose behalf the host is asked: numbers of users in the guest and on the host, and threads that take a caller's for a moment.
+//! On whose behalf the host is asked: numbers of users in the guest and on the host, and threads
+//! that take a caller's for a moment.
 //!
-//! The guest's kernel has checked a caller's permissions; it alone knows all of his groups. So the host is asked as whoever runs the
-//! server, except where something is made: that is his who asks, with the host's own rules for set-group-ID directories and quotas.
+//! The guest's kernel has checked a caller's permissions; it alone knows all of his groups. So the
+//! host is asked as whoever runs the server, except where something is made: that is his who asks,
+//! with the host's own rules for set-group-ID directories and quotas.
 
 use std::marker::PhantomData;
 
@@ -17,8 +19,9 @@ use super::ids::Ids;
 use crate::fs::filesystem::Caller;
 use crate::fs::share::{IdMap, SERVING};
 
-/// What a thread keeps of root's capabilities. Quotas hold, which `CAP_SYS_RESOURCE` passes over. With attributes it keeps
-/// `CAP_SYS_ADMIN`, without which the host has no `trusted.*`, nor `security.*` where no security module is.
+/// What a thread keeps of root's capabilities. Quotas hold, which `CAP_SYS_RESOURCE` passes over.
+/// With attributes it keeps `CAP_SYS_ADMIN`, without which the host has no `trusted.*`, nor
+/// `security.*` where no security module is.
 pub(super) fn kept(xattr: bool) -> CapabilitySet {
     let mut kept = SERVING;
     kept.set(CapabilitySet::SYS_ADMIN, xattr);
@@ -98,8 +101,9 @@ impl Identity {
         self.groups.to_host(guest)
     }
 
-    /// Has the thread act as `caller` until the result is dropped. Its real user stays, so that nobody of the host can signal or trace it. A server that is an ordinary user acts as himself for everybody; with
-    /// maps, for the one who is himself.
+    /// Has the thread act as `caller` until the result is dropped. Its real user stays, so that
+    /// nobody of the host can signal or trace it. A server that is an ordinary user acts as himself
+    /// for everybody; with maps, for the one who is himself.
     ///
     /// # Errors
     /// `EPERM` if the caller cannot be acted for.
@@ -188,7 +192,8 @@ impl Drop for Impersonation {
     }
 }
 
-/// A thread without `CAP_FSETID`, until this is dropped: the host clears set-user-ID and set-group-ID of what it changes.
+/// A thread without `CAP_FSETID`, until this is dropped: the host clears set-user-ID and
+/// set-group-ID of what it changes.
 #[must_use]
 pub(super) struct WithoutFsetid {
     sets: Option<CapabilitySets>,
@@ -218,8 +223,8 @@ impl Drop for WithoutFsetid {
     }
 }
 
-/// A thread whose umask is the caller's, until this is dropped. The host leaves it aside where a directory has a default list of access
-/// rights, which is why the mode is not masked here.
+/// A thread whose umask is the caller's, until this is dropped. The host leaves it aside where a
+/// directory has a default list of access rights, which is why the mode is not masked here.
 #[must_use]
 pub(super) struct UmaskGuard {
     before: Option<Mode>,

@@ -1,4 +1,5 @@
-//! How many descriptors there may be: of the process, so that it never runs out, and of nodes, so that the oldest are closed.
+//! How many descriptors there may be: of the process, so that it never runs out, and of nodes, so
+//! that the oldest are closed.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -101,15 +102,17 @@ impl Drop for CountedFd {
     }
 }
 
-/// Has the process's table hold `count` descriptors, with the help of any that is open. The kernel doubles it when it is full, and with
-/// several threads waits each time until no processor looks at the old one. Where the host refuses, it does so again.
+/// Has the process's table hold `count` descriptors, with the help of any that is open. The kernel
+/// doubles it when it is full, and with several threads waits each time until no processor looks at
+/// the old one. Where the host refuses, it does so again.
 pub(super) fn reserve_fds(any: impl AsFd, count: usize) {
     if let Some(last) = count.checked_sub(1).and_then(|last| i32::try_from(last).ok()) {
         drop(fcntl_dupfd_cloexec(any, last));
     }
 }
 
-/// The nodes whose descriptors may be closed, oldest first. A node that was used since it came to the front goes to the end instead.
+/// The nodes whose descriptors may be closed, oldest first. A node that was used since it came to
+/// the front goes to the end instead.
 pub(super) struct FdLru {
     nodes: Mutex<VecDeque<u64>>,
     most: usize,
@@ -139,7 +142,8 @@ impl FdLru {
         self.most
     }
 
-    /// Notes that `node` got a descriptor, and has `close` decide about the oldest of those that are too many. No lock is held then.
+    /// Notes that `node` got a descriptor, and has `close` decide about the oldest of those that
+    /// are too many. No lock is held then.
     pub fn add(&self, node: u64, mut close: impl FnMut(u64, bool) -> ParkResult) {
         lock(&self.nodes).push_back(node);
         for look in 0..LOOKS {

@@ -17,9 +17,10 @@ use super::place::NameInDir;
 use crate::fs::filesystem::{Handle, Listed, Name, Node, Opened};
 use crate::fs::share::Cache;
 
-/// What is read of a directory at a time. The host's entries are smaller than the guest's, more so if these say what a name leads to:
-/// what does not fit there was read for nothing. The longest name there is (`PATH_MAX`) fits into the larger of the
-/// two, which is also for names that do not fit into the other.
+/// What is read of a directory at a time. The host's entries are smaller than the guest's, more so
+/// if these say what a name leads to: what does not fit there was read for nothing. The longest
+/// name there is (`PATH_MAX`) fits into the larger of the two, which is also for names that do not
+/// fit into the other.
 const LISTING: usize = 4096 + 64;
 const LISTING_PLUS: usize = 1024;
 

@@ -170,7 +170,8 @@ fn the_share_is_the_directory_that_was_opened() {
 #[test]
 fn a_handle_of_the_process_cannot_be_named() {
     let share = Share::new();
-    // The working directory of this thread is /proc/self/fd: a name that is the number of a descriptor must not lead there.
+    // The working directory of this thread is /proc/self/fd: a name that is the number of a
+    // descriptor must not lead there.
     for name in ["0", "1", "2", "self", "exe"] {
         assert_eq!(share.lookup(Node::ROOT, name).unwrap_err(), Errno::NOENT);
         let (entry, opened) = share.create(Node::ROOT, name, O_RDWR, 0o644).unwrap();

@@ -28,8 +28,9 @@ const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 
 impl Tree {
-    /// The flags for the host of a guest's, of which those that are not known here are left out. A file is not opened with
-    /// `O_APPEND`, where the host would take no other place for any write ([`Writing`]), unless there is no other way.
+    /// The flags for the host of a guest's, of which those that are not known here are left out. A
+    /// file is not opened with `O_APPEND`, where the host would take no other place for any write
+    /// ([`Writing`]), unless there is no other way.
     pub(super) fn open_flags(&self, flags: u32) -> Result<OFlags, Errno> {
         let asked = OFlags::from_bits_retain(flags);
         let access = asked & OFlags::RWMODE;
@@ -226,7 +227,8 @@ impl Tree {
         Ok(())
     }
 
-    /// What the guest asks only when it does not check permissions itself: by mode alone, as it knows no more of the caller.
+    /// What the guest asks only when it does not check permissions itself: by mode alone, as it
+    /// knows no more of the caller.
     pub(super) fn access(&self, caller: &Caller, node: Node, mask: u32) -> Result<(), Errno> {
         let stat = super::attributes::of(&*self.descriptor(node)?)?;
         let (mode, wanted) = (u32::from(stat.stx_mode), mask & 0o7);

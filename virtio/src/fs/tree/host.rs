@@ -28,8 +28,8 @@ impl FileHandle {
         Self::asked(fd, 0)
     }
 
-    /// One that tells the node that `fd` holds from others, and may be good for nothing else: from file systems that have no handles as
-    /// well, since Linux 6.5.
+    /// One that tells the node that `fd` holds from others, and may be good for nothing else: from
+    /// file systems that have no handles as well, since Linux 6.5.
     pub fn telling(fd: impl AsFd) -> Result<Self, Errno> {
         Self::asked(&fd, 0).or_else(|_| Self::asked(&fd, AT_HANDLE_FID))
     }
@@ -38,8 +38,8 @@ impl FileHandle {
         let mut words = [0u32; HANDLE_HEADER + MAX_HANDLE_BYTES as usize / 4];
         words[0] = MAX_HANDLE_BYTES;
         let mut mount: libc::c_int = 0;
-        // SAFETY: the name is a C string, `words` has room for the header and as many bytes as its first word says, and `mount` is
-        // an int; both outlive the call.
+        // SAFETY: the name is a C string, `words` has room for the header and as many bytes as its
+        // first word says, and `mount` is an int; both outlive the call.
         let answer = unsafe {
             libc::syscall(
                 libc::SYS_name_to_handle_at,
@@ -86,8 +86,9 @@ pub(super) fn read(file: impl AsFd, into: Buffers<'_>, offset: u64) -> Result<us
     })
 }
 
-/// Has `read` read, and again behind what it read, as long as that falls short: it does so at the end of the file, but also before what
-/// cannot be read, and only the next call says which of them it was.
+/// Has `read` read, and again behind what it read, as long as that falls short: it does so at the
+/// end of the file, but also before what cannot be read, and only the next call says which of them
+/// it was.
 fn read_by(
     into: Buffers<'_>,
     offset: u64,
@@ -210,7 +211,8 @@ fn lock_call(file: BorrowedFd<'_>, command: libc::c_int, range: Range) -> Result
         l_len: range.len,
         l_pid: 0,
     };
-    // SAFETY: the descriptor is open as `file` is borrowed; the kernel reads and writes `lock`, which outlives the call.
+    // SAFETY: the descriptor is open as `file` is borrowed; the kernel reads and writes `lock`,
+    // which outlives the call.
     let answer = unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) };
     done(answer.into())?;
     Ok(Range {

@@ -95,8 +95,9 @@ fn a_full_disk_is_passed_on() {
     );
 }
 
-/// A file system on a loop device, mounted in the share under `disk`, whose image ends where the data begins that `file` has at `from`: no
-/// longer does the device. None, and a line that says so, where that cannot be had.
+/// A file system on a loop device, mounted in the share under `disk`, whose image ends where the
+/// data begins that `file` has at `from`: no longer does the device. None, and a line that says so,
+/// where that cannot be had.
 fn disk_that_ends_within(share: &Share, file: &[u8], from: usize) -> Option<Loop> {
     let image = share.outside("image");
     fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();

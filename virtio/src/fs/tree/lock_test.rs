@@ -110,7 +110,8 @@ fn a_file_that_nobody_has_open_is_locked_by_nobody() {
     assert_ne!(share.tree.lock_generation(), before);
 }
 
-/// An owner is a process, whose locks go when the guest says so, or an open file, of which it says only that it is closed.
+/// An owner is a process, whose locks go when the guest says so, or an open file, of which it says
+/// only that it is closed.
 #[test]
 fn an_owner_who_is_an_open_file_goes_with_it() {
     let share = Share::new();

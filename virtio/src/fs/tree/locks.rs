@@ -1,8 +1,9 @@
 //! Locks of the guest as locks of the host, so that both see each other's.
 //!
-//! Each owner has an open file description of his own for each file that he locks (fcntl_locking(2), flock(2)): the host tells two
-//! guests' owners apart as it does two processes. What an owner holds is noted here as well: for its number, which the host does not
-//! bound, and for who is in the way of whom, which the host knows only as "the server".
+//! Each owner has an open file description of his own for each file that he locks
+//! (fcntl_locking(2), flock(2)): the host tells two guests' owners apart as it does two processes.
+//! What an owner holds is noted here as well: for its number, which the host does not bound, and
+//! for who is in the way of whom, which the host knows only as "the server".
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -56,7 +57,8 @@ struct Owned {
     file: CountedFd,
     /// It is open for writing, which locks of ranges take that exclude others.
     writes: bool,
-    /// By which the last of them was taken. An owner who is an open file of the guest (`F_OFD_SETLK` of fcntl(2)) goes with it.
+    /// By which the last of them was taken. An owner who is an open file of the guest
+    /// (`F_OFD_SETLK` of fcntl(2)) goes with it.
     handle: Handle,
     pid: u32,
     spans: Vec<Span>,
@@ -109,8 +111,9 @@ impl Locks {
 
     /// The locks of ranges go whose owners took the last one by `handle`, which is closed.
     ///
-    /// The guest's kernel says when a process lets go of its locks ([`Locks::drop_owner`]), and does so before it says that the file is
-    /// closed. Of open files as owners it says nothing else: they have one handle.
+    /// The guest's kernel says when a process lets go of its locks ([`Locks::drop_owner`]), and
+    /// does so before it says that the file is closed. Of open files as owners it says nothing
+    /// else: they have one handle.
     pub fn drop_handle(&self, node: Node, handle: Handle) {
         self.drop_all(Holder::of_ranges(node), |owned| lock(owned).handle == handle);
     }
@@ -157,8 +160,9 @@ impl Locks {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Adds those who keep `owner` from `wish` to `found`, of the first `most` who have locks there; how many it looked at. Who is just
-    /// changing his locks is left out: whoever waits for him looks again soon.
+    /// Adds those who keep `owner` from `wish` to `found`, of the first `most` who have locks
+    /// there; how many it looked at. Who is just changing his locks is left out: whoever waits for
+    /// him looks again soon.
     fn in_the_way(&self, owner: u64, wanted: &WantedLock, most: usize, found: &mut Vec<u64>) -> usize {
         let table = lock(&self.table);
         let mut looks: usize = 0;
@@ -351,8 +355,8 @@ impl Tree {
 
     /// Opens a file once more, for one owner's locks; for writing if it is to be, and may be. Whether it is.
     ///
-    /// Not for writing where reading will do: that alone has an overlay of the host copy the file (overlayfs.rst, "Non-directories"), and
-    /// nobody can run it meanwhile.
+    /// Not for writing where reading will do: that alone has an overlay of the host copy the file
+    /// (overlayfs.rst, "Non-directories"), and nobody can run it meanwhile.
     fn description(&self, open: &OpenFile, writes: bool) -> Result<(CountedFd, bool), Errno> {
         let reopened = |flags| self.budget.take(Use::File, || self.proc.reopen(&open.file, flags));
         if writes && open.position.is_none() && !self.policy.readonly {
@@ -364,8 +368,8 @@ impl Tree {
         Ok((reopened(OFlags::RDONLY)?, false))
     }
 
-    /// Has an owner's locks on a description that is open for writing. On the one that he had they exclude no reader, and so may be on
-    /// both for a moment.
+    /// Has an owner's locks on a description that is open for writing. On the one that he had they
+    /// exclude no reader, and so may be on both for a moment.
     fn widen(&self, owned: &mut Owned, open: &OpenFile, whole_file: bool) -> Result<(), Errno> {
         let (file, writes) = self.description(open, true)?;
         if !writes {
@@ -384,8 +388,8 @@ impl Tree {
     }
 }
 
-/// Takes all locks off a description that is closed next. Not by closing alone: a process that is being started has a copy of it for a
-/// moment.
+/// Takes all locks off a description that is closed next. Not by closing alone: a process that is
+/// being started has a copy of it for a moment.
 fn unlock(file: &CountedFd, whole_file: bool) {
     let all = Range {
         kind: libc::F_UNLCK,

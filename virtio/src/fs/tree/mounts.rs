@@ -1,7 +1,7 @@
 //! The mounts on which nodes are kept by file handle alone.
 //!
-//! `open_by_handle_at(2)` wants a descriptor of something on the file system, which keeps the mount from being unmounted. So there is
-//! one only while a node needs it.
+//! `open_by_handle_at(2)` wants a descriptor of something on the file system, which keeps the mount
+//! from being unmounted. So there is one only while a node needs it.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

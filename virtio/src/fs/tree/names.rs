@@ -1,7 +1,8 @@
 //! Names in directories: looked up, made, renamed and removed.
 //!
-//! A name is one component and is given to the host only relative to the descriptor of its directory, never to be followed if it is a
-//! link. So there is nothing to be reached from a directory but what is in it.
+//! A name is one component and is given to the host only relative to the descriptor of its
+//! directory, never to be followed if it is a link. So there is nothing to be reached from a
+//! directory but what is in it.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -57,7 +58,8 @@ fn take_back(dir: &CountedFd, name: Name<'_>, removal: AtFlags) {
 impl Tree {
     pub(super) fn lookup(&self, parent: Node, name: Name<'_>) -> Result<Entry, Errno> {
         let dir_node = self.directory_node(parent)?;
-        // A guest that walks through a directory asks for one new name after the other; one that looks again, for those that it knows.
+        // A guest that walks through a directory asks for one new name after the other; one that
+        // looks again, for those that it knows.
         let guess = if dir_node.gave_new() {
             LookupHint::New
         } else {
@@ -336,7 +338,8 @@ impl Tree {
             return Err(Errno::INVAL);
         }
         let (source, target) = (self.directory(from.0)?, self.directory(to.0)?);
-        // The guest does not look up what it has moved. Nodes without a descriptor get one: on some file systems they become others.
+        // The guest does not look up what it has moved. Nodes without a descriptor get one: on some
+        // file systems they become others.
         let moving = self.moving(&source, from.1);
         let back = flags
             .contains(RenameFlags::EXCHANGE)

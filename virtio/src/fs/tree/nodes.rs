@@ -3,7 +3,7 @@
 //! | a node has | then |
 //! |---|---|
 //! | a descriptor (`O_PATH`) | its device and inode number are its own: the host cannot give them to another |
-//! | none | it is opened again when it is needed, by file handle or by name, and is `ESTALE` if it is not there any more |
+//! | none | it is opened again when needed, by file handle or by name, and is `ESTALE` if it is not there any more |
 //!
 //! A number is never given twice, so that two nodes of one inode number are two to the guest as well.
 
@@ -175,7 +175,8 @@ impl Nodes {
         shard.by_key(key).is_some_and(|inode| inode.place().fd.is_some())
     }
 
-    /// The node with `key` under its name of now, with a descriptor, if the guest knows it; which may be wrong a moment later.
+    /// The node with `key` under its name of now, with a descriptor, if the guest knows it; which
+    /// may be wrong a moment later.
     pub fn on_the_move(&self, key: &Key) -> Option<(Arc<Inode>, Arc<CountedFd>)> {
         let (_, shard) = self.shard_of(key);
         let inode = read(shard).by_key(key)?.clone();
@@ -233,8 +234,8 @@ impl Nodes {
         Ok(inode)
     }
 
-    /// Whether what has `key` is on another device than the directory that it was seen in. A directory is in no other of those that it might
-    /// be moved to.
+    /// Whether what has `key` is on another device than the directory that it was seen in. A
+    /// directory is in no other of those that it might be moved to.
     fn crosses(&self, key: &Key, seen: Option<NameInDir<'_>>) -> bool {
         let above = seen.and_then(|seen| self.get(seen.parent).ok());
         above.is_some_and(|above| above.key.dev != key.dev)

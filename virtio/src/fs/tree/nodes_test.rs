@@ -375,7 +375,8 @@ fn what_the_guest_holds_may_lose_its_name_without_being_open_also_without_handle
     without_handles(|| hold_what_loses_its_name(close_descriptors));
 }
 
-/// Has `work` run as somebody who may not open by handle, which takes `CAP_DAC_READ_SEARCH`, or since Linux 6.11 `CAP_SYS_ADMIN`.
+/// Has `work` run as somebody who may not open by handle, which takes `CAP_DAC_READ_SEARCH`, or
+/// since Linux 6.11 `CAP_SYS_ADMIN`.
 fn without_handles<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
     std::thread::scope(|scope| {
@@ -504,7 +505,8 @@ fn what_is_opened_at_the_limit_may_lose_its_name_also_without_handles() {
     without_handles(|| {
         let share = Share::with(|config| config.max_node_descriptors = 1);
         let dir = share.mkdir(Node::ROOT, "dir", 0o755).unwrap().node;
-        // Whoever looks for a descriptor to close finds this one, which was used a moment ago, and then what is being opened.
+        // Whoever looks for a descriptor to close finds this one, which was used a moment ago, and
+        // then what is being opened.
         let used = || assert_eq!([share.attr(dir).nlink, share.attr(dir).nlink], [2, 2]);
         used();
         let (file, opened) = share.create(dir, "file", O_RDWR, 0o644).unwrap();
@@ -552,7 +554,8 @@ fn directories_that_are_in_each_other_come_to_an_end() {
     });
 }
 
-/// Some threads look up, list, open, rename, remove and forget the same few names; each forgets exactly what it was given.
+/// Some threads look up, list, open, rename, remove and forget the same few names; each forgets
+/// exactly what it was given.
 #[test]
 fn many_threads_leave_nothing_behind() {
     const ROUNDS: u64 = 600;

@@ -1,7 +1,8 @@
 //! `/proc/self/fd`, held open: the way from a descriptor that only names a file to one that reads or changes it.
 //!
-//! An entry there is a magic link. It leads to the very file that the descriptor holds, whatever its name has become since, and is
-//! followed no further: that of a symbolic link leads to the link itself. No name that a guest chose is ever looked up here.
+//! An entry there is a magic link. It leads to the very file that the descriptor holds, whatever
+//! its name has become since, and is followed no further: that of a symbolic link leads to the link
+//! itself. No name that a guest chose is ever looked up here.
 
 use std::ffi::CStr;
 use std::io::Write;

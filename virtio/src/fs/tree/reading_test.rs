@@ -4,7 +4,8 @@ use vm_memory::VolatileSlice;
 
 use super::*;
 
-/// Reads 8 bytes from 100 on into two buffers, of a host that gives one answer after the other; and where it was asked for how much.
+/// Reads 8 bytes from 100 on into two buffers, of a host that gives one answer after the other; and
+/// where it was asked for how much.
 fn read_of(answers: &[Result<usize, Errno>]) -> (Result<usize, Errno>, Vec<(u64, usize)>) {
     let (mut one, mut two) = ([0u8; 3], [0u8; 5]);
     let mut iovecs = Iovecs::default();

@@ -578,7 +578,8 @@ fn a_reset_forgets_everything_but_the_root() {
     assert_ne!(share.node("a"), a.node, "no number is given twice");
 }
 
-/// The memory of a process has no bytes at the address 0, and its file says of them what a disk says of a broken sector.
+/// The memory of a process has no bytes at the address 0, and its file says of them what a disk
+/// says of a broken sector.
 #[test]
 fn what_the_host_cannot_read_or_write_is_told_and_the_file_goes_on() {
     let own = format!("/proc/{}", std::process::id());

@@ -1,5 +1,5 @@
-//! What a thread that serves has of its own: umask and working directory, no groups, few capabilities, and the label of what it
-//! makes.
+//! What a thread that serves has of its own: umask and working directory, no groups, few
+//! capabilities, and the label of what it makes.
 
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -48,7 +48,8 @@ pub(super) fn set_label(label: Option<&CStr>) -> io::Result<()> {
     write_label(FSCREATE.as_ref(), label)
 }
 
-/// In one call, which is the kernel's condition; the end of the text is a part of it (`security_setprocattr`, Linux `fs/proc/base.c`).
+/// In one call, which is the kernel's condition; the end of the text is a part of it
+/// (`security_setprocattr`, Linux `fs/proc/base.c`).
 pub(super) fn write_label(file: &Path, label: Option<&CStr>) -> io::Result<()> {
     File::options()
         .write(true)

@@ -1,10 +1,14 @@
-//! Who waits for whose locks: whoever would close a circle is told, in place of waiting for ever (`EDEADLK` of fcntl(2)).
+//! Who waits for whose locks: whoever would close a circle is told, in place of waiting for ever
+//! (`EDEADLK` of fcntl(2)).
 //!
-//! The host looks for circles among processes only, and the guest's owners are open file descriptions to it. Here owners are what points at
-//! each other: a request that waits points at those whose locks are in its way **now**, so that nothing has to be undone when they let go.
-//! It is noted only between one try and the next: a try that succeeds leaves nothing behind, and one that fails looks anew.
+//! The host looks for circles among processes only, and the guest's owners are open file
+//! descriptions to it. Here owners are what points at each other: a request that waits points at
+//! those whose locks are in its way **now**, so that nothing has to be undone when they let go. It
+//! is noted only between one try and the next: a try that succeeds leaves nothing behind, and one
+//! that fails looks anew.
 //!
-//! As much is looked at as [`MOST_LOOKS`]; a circle that hides behind more is not told, and its owners wait, as they would without this.
+//! As much is looked at as [`MOST_LOOKS`]; a circle that hides behind more is not told, and its
+//! owners wait, as they would without this.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
@@ -50,11 +54,12 @@ impl WaitGraph {
         lock(&self.wanted_locks).clear();
     }
 
-    /// `waiter` waits for `wish`. `in_the_way` adds to a list those who keep an owner from his wish at present, and says how many it looked
-    /// at, of so many as it may.
+    /// `waiter` waits for `wish`. `in_the_way` adds to a list those who keep an owner from his wish
+    /// at present, and says how many it looked at, of so many as it may.
     ///
     /// # Errors
-    /// `EDEADLK` if one of those waits for `waiter`'s owner, or for one who does, and so on; then `waiter` does not wait.
+    /// `EDEADLK` if one of those waits for `waiter`'s owner, or for one who does, and so on; then
+    /// `waiter` does not wait.
     pub fn enter(
         &self,
         waiter: Waiter,

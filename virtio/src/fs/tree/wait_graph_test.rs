@@ -139,7 +139,8 @@ fn a_circle_leads_through_any_of_those_who_read() {
     files.is_told((0, 0), 3);
 }
 
-/// An owner may wait in one thread, and be granted in another what closes the circle: that is found when who waits tries again.
+/// An owner may wait in one thread, and be granted in another what closes the circle: that is found
+/// when who waits tries again.
 #[test]
 fn a_circle_that_a_grant_closes_is_found_at_the_next_try() {
     let files = Files::new(2);
@@ -231,8 +232,9 @@ fn what_is_noted_and_looked_at_is_bounded() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
-    /// Five owners, three files, four bytes each. Who waits does nothing until it is his turn to try again. He is told exactly if a search through
-    /// all that is held and waited for leads back to him, and so one is left at any time who can go on.
+    /// Five owners, three files, four bytes each. Who waits does nothing until it is his turn to
+    /// try again. He is told exactly if a search through all that is held and waited for leads back
+    /// to him, and so one is left at any time who can go on.
     #[test]
     fn a_search_through_everything_is_the_model(
         steps in prop::collection::vec((0u64..5, 0u8..3, 0usize..3, 0u64..4), 1..80)

@@ -8,8 +8,9 @@
 //! | `trusted.overlay.*`      | to be read; to be changed only if the share says so, else `EPERM`           |
 //! | others                   | `EOPNOTSUPP`                                                               |
 //!
-//! The host has no call that takes a descriptor which only names a file, so the thread's working directory is `/proc/self/fd` (see
-//! [`super::thread`]), and the name there is the descriptor's number.
+//! The host has no call that takes a descriptor which only names a file, so the thread's working
+//! directory is `/proc/self/fd` (see [`super::thread`]), and the name there is the descriptor's
+//! number.
 
 use std::ffi::CStr;
 use std::sync::Arc;

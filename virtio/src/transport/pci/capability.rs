@@ -81,9 +81,9 @@ impl Window {
         start <= last && end > first
     }
 
-    /// What an access through the window means, from the bytes of its capability: an offset into the BAR and a width. `None`
-    /// for what the driver must not ask (virtio 1.2 §4.1.4.9.1): another BAR, a width but 1, 2 or 4, a misaligned or outside
-    /// place.
+    /// What an access through the window means, from the bytes of its capability: an offset into
+    /// the BAR and a width. `None` for what the driver must not ask (virtio 1.2 §4.1.4.9.1):
+    /// another BAR, a width but 1, 2 or 4, a misaligned or outside place.
     pub fn target(registers: &[u8; Self::BYTES]) -> Option<(u64, usize)> {
         let [_, _, _, _, bar, _, _, _, o0, o1, o2, o3, l0, l1, l2, l3, ..] = *registers;
         let offset = u64::from(u32::from_le_bytes([o0, o1, o2, o3]));

@@ -136,8 +136,8 @@ impl Common {
         }
     }
 
-    /// Takes a write of one register, or of both halves of a queue address. `notify` makes the interrupt of a source from the
-    /// vector that was set for it.
+    /// Takes a write of one register, or of both halves of a queue address. `notify` makes the
+    /// interrupt of a source from the vector that was set for it.
     pub fn write(
         &mut self,
         core: &mut Core,

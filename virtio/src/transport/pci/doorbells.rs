@@ -1,8 +1,9 @@
 //! Doorbells in the kernel: a guest's write to a queue's address signals its eventfd without leaving the kernel.
 //!
-//! A doorbell is connected when its queue first becomes live, not before: most of a device's queues may never be. It stays
-//! connected over resets, since taking one away costs the host half a millisecond and ringing for nobody costs nothing. It
-//! follows the BAR. Where the host refuses, the write arrives as an exit and works all the same.
+//! A doorbell is connected when its queue first becomes live, not before: most of a device's queues
+//! may never be. It stays connected over resets, since taking one away costs the host half a
+//! millisecond and ringing for nobody costs nothing. It follows the BAR. Where the host refuses,
+//! the write arrives as an exit and works all the same.
 
 use std::io;
 use std::sync::Arc;

@@ -11,8 +11,8 @@
 //! | 0x4000 | 16 per vector | MSI-X table                                  | §4.1.2.2 |
 //! | 0x5000 | 1 bit per vector | MSI-X pending bits                        |          |
 //!
-//! Vector 0 is by custom the configuration's, the others the queues': there is one more than queues. Bytes between the parts read
-//! as 0 and ignore writes.
+//! Vector 0 is by custom the configuration's, the others the queues': there is one more than
+//! queues. Bytes between the parts read as 0 and ignore writes.
 
 use husk_devices::pci::{Bar, BarPlace, CAP_VENDOR, ConfigError, ConfigSpace, Identity, Msix};
 

@@ -8,8 +8,8 @@ use crate::fs::model::Model;
 use crate::fs::protocol::Opcode;
 use crate::fs::protocol::flags::init::INIT_EXT;
 
-/// The root; a file with contents and an attribute, and its handle; a directory, and its handle; a symbolic link. The next node, and the
-/// next handle if a node comes before it.
+/// The root; a file with contents and an attribute, and its handle; a directory, and its handle; a
+/// symbolic link. The next node, and the next handle if a node comes before it.
 pub const ROOT: u64 = 1;
 pub const FILE: u64 = 2;
 pub const OPEN_FILE: u64 = 103;

@@ -9,7 +9,8 @@ use super::*;
 use crate::fs::protocol::Opcode;
 use crate::fs::serve::Outcome;
 
-/// A good request with some of its bytes changed, its end cut off or something behind it, room for a reply, and how large buffers are.
+/// A good request with some of its bytes changed, its end cut off or something behind it, room for
+/// a reply, and how large buffers are.
 #[derive(Clone, Debug)]
 struct Wild {
     case: usize,

@@ -10,8 +10,8 @@ use crate::fs::server::Server;
 
 /// Flags that Linux 6.1 offers on a virtio-fs device without DAX.
 pub const LINUX_6_1: u64 = 0x1_7bff_fffb;
-/// Flags that Linux 6.12 offers: `CREATE_SUPP_GROUP` to `ALLOW_IDMAP` in addition, but for `PASSTHROUGH`, which takes a configuration of
-/// its own.
+/// Flags that Linux 6.12 offers: `CREATE_SUPP_GROUP` to `ALLOW_IDMAP` in addition, but for
+/// `PASSTHROUGH`, which takes a configuration of its own.
 pub const LINUX_6_12: u64 = LINUX_6_1 | 0x1dc << 32;
 
 /// All that there is.
@@ -158,8 +158,8 @@ impl Rig {
     }
 }
 
-/// Hands in `request` in pieces of `piece` bytes, with a reply of `room` bytes in such pieces. Bytes that the server did not say it wrote
-/// must be as they were.
+/// Hands in `request` in pieces of `piece` bytes, with a reply of `room` bytes in such pieces.
+/// Bytes that the server did not say it wrote must be as they were.
 pub fn hand_in(server: &Server, request: &[u8], room: usize, piece: usize) -> (Outcome, Vec<u8>) {
     let mut request = request.to_vec();
     let mut reply = vec![0xee_u8; room];

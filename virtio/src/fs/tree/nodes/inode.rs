@@ -68,7 +68,8 @@ impl Inode {
         self.kind.unwrap_or(Kind::Directory)
     }
 
-    /// Whether a file system begins with it that has inode numbers of its own, which need be no mount: a subvolume of btrfs.
+    /// Whether a file system begins with it that has inode numbers of its own, which need be no
+    /// mount: a subvolume of btrfs.
     pub fn crosses(&self) -> bool {
         self.kind.is_none()
     }

@@ -13,8 +13,8 @@ use crate::fs::tree::descriptors::{CountedFd, ParkResult, Use};
 use crate::fs::tree::names;
 use crate::fs::tree::place::NodeIdentity;
 
-/// Directories that are opened again one below the other to reach one node. There may be no end to them: what a node was seen in is what it
-/// was, and directories move.
+/// Directories that are opened again one below the other to reach one node. There may be no end to
+/// them: what a node was seen in is what it was, and directories move.
 const MOST_LEVELS: usize = 4096;
 
 impl Nodes {
@@ -41,7 +41,8 @@ impl Nodes {
 
     /// Opens the node by the best way that there is.
     fn open_again(&self, inode: &Arc<Inode>) -> Result<Arc<CountedFd>, Errno> {
-        // What a handle opens may be nowhere, for all the kernel knows, unless it is a directory. Landlock would not let it be read.
+        // What a handle opens may be nowhere, for all the kernel knows, unless it is a directory.
+        // Landlock would not let it be read.
         let name_first = inode.kind() != Kind::Directory && self.restricted.load(Ordering::Relaxed);
         if !name_first && let Some(fd) = self.open_by_handle(inode) {
             return self.keep(inode, fd?);
@@ -55,8 +56,9 @@ impl Nodes {
         }
     }
 
-    /// Whether a handle may have opened `fd` where Landlock holds the threads: it is no good for opening what it holds then. As long as the node
-    /// had it a look-up of its name would bring no better one, so that it is taken from it.
+    /// Whether a handle may have opened `fd` where Landlock holds the threads: it is no good for
+    /// opening what it holds then. As long as the node had it a look-up of its name would bring no
+    /// better one, so that it is taken from it.
     pub fn drop_handle_fd(&self, inode: &Inode, fd: &Arc<CountedFd>) -> bool {
         let mut place = inode.place();
         if !self.restricted.load(Ordering::Relaxed) || place.handle().is_none() {
@@ -141,8 +143,9 @@ impl Nodes {
         Ok(fd)
     }
 
-    /// `inode`, which the caller has opened by `fd`, is to be found without its name from now on: it has that descriptor, if it was parked
-    /// before it counted as open and no handle leads to it.
+    /// `inode`, which the caller has opened by `fd`, is to be found without its name from now on:
+    /// it has that descriptor, if it was parked before it counted as open and no handle leads to
+    /// it.
     pub fn hold(&self, inode: &Arc<Inode>, fd: &Arc<CountedFd>) {
         {
             let place = inode.place();
