@@ -25,6 +25,7 @@ pub mod serve;
 pub mod server;
 pub mod share;
 pub(crate) mod tree;
+pub mod xattr_map;
 
 #[cfg(any(test, feature = "test-utils"))]
 use std::os::unix::net::UnixStream;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use rustix::thread::CapabilitySet;
 
 pub use super::tree::Confinement;
+use super::xattr_map::XattrMap;
 
 /// What of root's capabilities it takes to serve files: to work on any of them as its owner could,
 /// by handle as well, and to act for others.
@@ -109,6 +110,9 @@ pub struct ShareConfig {
     pub allow_mmap: bool,
     /// Extended attributes are served.
     pub xattr: bool,
+    /// Attributes have other names on the host, or are not the guest's; of no meaning without `xattr`. What is said of names elsewhere
+    /// is said of those on the host. With `posix_acl` access control lists keep theirs.
+    pub xattr_map: Option<XattrMap>,
     /// The guest may change `trusted.overlay.*`, by which overlayfs on the host finds its files once the directory is a
     /// layer of it: what it is told there it shows, also of other layers. Only where the server has `CAP_SYS_ADMIN`, as
     /// for any `trusted.*`.
@@ -166,6 +170,7 @@ impl ShareConfig {
             allow_direct_io: false,
             allow_mmap: false,
             xattr: false,
+            xattr_map: None,
             overlay_xattr: false,
             posix_acl: false,
             announce_submounts: true,

@@ -68,6 +68,7 @@ use super::filesystem::{
     Space, Ttl, Waiter, Writing,
 };
 use super::share::{Cache, ShareConfig};
+use super::xattr_map::XattrMap;
 use crate::iovecs::Buffers;
 
 /// A directory of the host.
@@ -94,6 +95,9 @@ struct Policy {
     cache: Cache,
     allow_direct_io: bool,
     xattr: bool,
+    xattr_map: Option<XattrMap>,
+    /// What the host calls the guest's `security.capability`, if a map has another name for it.
+    capability: Option<CString>,
     overlay_xattr: bool,
     announce_submounts: bool,
     label: Option<CString>,
@@ -114,6 +118,8 @@ impl Policy {
             cache: config.cache,
             allow_direct_io: config.allow_direct_io,
             xattr: config.xattr,
+            xattr_map: config.xattr_map.clone(),
+            capability: config.xattr_map.as_ref().and_then(xattrs::mapped_capability),
             overlay_xattr: config.overlay_xattr,
             announce_submounts: config.announce_submounts,
             label: config.label.clone(),

@@ -120,7 +120,7 @@ impl<'t> Parts<'t> {
 }
 
 /// `name`, if an extended attribute may have it: a namespace of Linux, and something in it.
-pub(super) fn xattr_name(name: &CStr) -> Result<&CStr, Failure> {
+pub(in crate::fs) fn xattr_name(name: &CStr) -> Result<&CStr, Failure> {
     const NAMESPACES: [&[u8]; 4] = [b"user.", b"security.", b"system.", b"trusted."];
     let bytes = name.to_bytes();
     if bytes.len() > XATTR_NAME_MAX {

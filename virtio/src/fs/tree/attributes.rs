@@ -143,6 +143,7 @@ impl Tree {
             let uid = change.uid.map(|uid| self.who.host_uid(uid)).transpose()?;
             let gid = change.gid.map(|gid| self.who.host_gid(gid)).transpose()?;
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+            self.kill_capability(&inode, fd)?;
             // The host clears set-user-ID, set-group-ID and capabilities of whatever is no directory.
             chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH).map_err(credentials::unknown)?;
         }
@@ -193,6 +194,7 @@ impl Tree {
             Kind::Symlink | Kind::Special => return Err(Errno::INVAL),
         }
         let _less = kill_priv.then(|| self.kill_set_id(inode, fd)).transpose()?;
+        self.kill_capability(inode, fd)?;
         if writes {
             return ftruncate(fd, size);
         }

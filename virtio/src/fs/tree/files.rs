@@ -80,6 +80,9 @@ impl Tree {
         let kills = kill_priv && flags.contains(OFlags::TRUNC);
         let open = |flags| self.budget.take(Use::File, || self.reopen(inode, &fd, flags));
         let (handle, ()) = self.handles.add(|| {
+            if flags.contains(OFlags::TRUNC) {
+                self.kill_capability(inode, &*fd)?;
+            }
             let _less = kills.then(|| self.kill_set_id(inode, &*fd)).transpose()?;
             // First what the host may refuse, before anything is cut off.
             let both = |flags: OFlags| {
@@ -130,6 +133,7 @@ impl Tree {
         let open = self.file(node, handle)?;
         let kill = || self.kill_set_id(&open.inode, &open.file);
         let _less = how.kill_priv.then(kill).transpose()?;
+        self.kill_capability(&open.inode, &open.file)?;
         // With a cache that is written back the guest knows where the end is, and the host may not yet.
         if how.append && !self.policy.writeback() {
             super::host::append(open.way(how.direct), from, offset)
@@ -169,6 +173,7 @@ impl Tree {
         let open = self.file(node, handle)?;
         // The guest does not say who asks: as for somebody who is not root there.
         let _less = self.kill_set_id(&open.inode, &open.file)?;
+        self.kill_capability(&open.inode, &open.file)?;
         fallocate(&open.file, mode, offset, length)
     }
 
@@ -196,6 +201,7 @@ impl Tree {
         let (mut at, mut into) = (from.2, to.2);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(MOST_COPIED);
         let _less = self.kill_set_id(&target.inode, &target.file)?;
+        self.kill_capability(&target.inode, &target.file)?;
         copy_file_range(&source.file, Some(&mut at), &target.file, Some(&mut into), length)
     }
 

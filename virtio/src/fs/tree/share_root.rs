@@ -58,6 +58,12 @@ pub enum ShareError {
         /// As configured.
         path: PathBuf,
     },
+    /// The host goes by lists under their own names only.
+    #[error("cannot share {} with posix_acl: the map of attributes gives access control lists other names", path.display())]
+    AclRenamed {
+        /// As configured.
+        path: PathBuf,
+    },
     /// Access control lists would not come back as they went.
     #[error("cannot share {} with posix_acl: the {whose} numbers may be mapped in both directions only", path.display())]
     AclOneWay {
@@ -165,6 +171,11 @@ impl Tree {
 fn check(config: &ShareConfig) -> Result<(), ShareError> {
     if config.posix_acl && !config.xattr {
         return Err(ShareError::AclWithoutXattr {
+            path: config.dir.clone(),
+        });
+    }
+    if config.posix_acl && config.xattr_map.as_ref().is_some_and(|map| !xattrs::keeps_acl(map)) {
+        return Err(ShareError::AclRenamed {
             path: config.dir.clone(),
         });
     }

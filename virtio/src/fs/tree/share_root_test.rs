@@ -45,6 +45,13 @@ fn what_cannot_be_shared_is_named() {
     });
     let expected = "cannot share DIR with posix_acl: the group numbers may be mapped in both directions only";
     assert_eq!(lists, expected);
+    let renamed = refused(|config| {
+        config.xattr = true;
+        config.posix_acl = true;
+        config.xattr_map = Some(":map::user.virtiofs.:".parse().unwrap());
+    });
+    let expected = "cannot share DIR with posix_acl: the map of attributes gives access control lists other names";
+    assert_eq!(renamed, expected);
     let beyond = refused(|config| config.gid_map = vec![map(u32::MAX - 1, 0, 2)]);
     assert!(
         beyond.contains("the group numbers 4294967294 to 4294967295"),

@@ -283,3 +283,137 @@ fn set_group_id_goes_with_a_list_if_the_guest_says_so() {
     set(true).unwrap();
     assert_eq!(share.attr(file).mode, 0o100_755);
 }
+
+/// A share whose attributes are all behind a prefix on the host, with a file.
+fn mapped() -> (Share, Node) {
+    let share = Share::with(|config| {
+        config.xattr = true;
+        config.xattr_map = Some(":map::user.virtiofs.:".parse().unwrap());
+    });
+    let file = share.create(Node::ROOT, "a", O_RDWR, 0o600).unwrap().0.node;
+    (share, file)
+}
+
+#[test]
+fn capabilities_under_another_name_go_when_the_file_changes_as_the_hosts_own_do() {
+    let (share, file) = mapped();
+    let handle = share.open(file, O_RDWR).unwrap();
+    let uid = Some(share.attr(file).uid);
+    let size = |size| Change {
+        size: Some(size),
+        ..Change::default()
+    };
+    let mode = Change {
+        mode: Some(0o700),
+        ..Change::default()
+    };
+    let owner = Change {
+        uid,
+        ..Change::default()
+    };
+    type Step<'s> = &'s dyn Fn(&Share);
+    let steps: [(&str, Step<'_>, bool); 9] = [
+        ("read", &|share| assert!(share.read(file, handle, 0, 9).is_ok()), true),
+        ("chmod", &|share| assert!(share.setattr(file, mode).is_ok()), true),
+        (
+            "another attribute",
+            &|share| share.tree.setxattr(file, c"user.a", b"", 0, false).unwrap(),
+            true,
+        ),
+        (
+            "write",
+            &|share| assert_eq!(share.write(file, handle, 0, b"abc"), Ok(3)),
+            false,
+        ),
+        (
+            "truncate",
+            &|share| assert!(share.setattr(file, size(2)).is_ok()),
+            false,
+        ),
+        (
+            "fallocate",
+            &|share| share.tree.fallocate(file, handle, 0, 0, 10).unwrap(),
+            false,
+        ),
+        ("chown", &|share| assert!(share.setattr(file, owner).is_ok()), false),
+        (
+            "open",
+            &|share| assert!(share.open(file, O_WRONLY | O_TRUNC).is_ok()),
+            false,
+        ),
+        (
+            "copy",
+            &|share| {
+                let copied = share.tree.copy_file_range((file, handle, 0), (file, handle, 100), 1, 0);
+                assert!(copied.is_ok(), "{copied:?}");
+            },
+            false,
+        ),
+    ];
+    for (what, step, stays) in steps {
+        share
+            .tree
+            .setxattr(file, c"security.capability", b"all", 0, false)
+            .unwrap();
+        step(&share);
+        let left = share.tree.getxattr(file, c"security.capability", 9);
+        assert_eq!(left.is_ok(), stays, "{what}: {left:?}");
+    }
+    // Without any, and where a rule has them elsewhere, there is nothing to be done.
+    assert_eq!(share.write(file, handle, 0, b"abc"), Ok(3));
+    let (kept, hidden) = (":ok:all:::", ":bad:all:security.:security.: :ok:all:::");
+    for map in [kept, hidden] {
+        assert_eq!(xattrs::mapped_capability(&map.parse().unwrap()), None, "{map}");
+    }
+}
+
+#[test]
+fn a_label_under_another_name_is_there_with_the_file_or_nothing_is_made() {
+    let (share, _) = mapped();
+    let label = Creation {
+        label: Some((c"security.husk_test", b"label")),
+        ..creation(0o755)
+    };
+    let name = |name| Name::new(name).unwrap();
+    let dir = share.tree.mkdir(&ROOT, Node::ROOT, name(c"dir"), &label).unwrap().node;
+    assert_eq!(share.tree.getxattr(dir, c"security.husk_test", 9).unwrap(), b"label");
+    let mut of_host = [0; 9];
+    let there = "user.virtiofs.security.husk_test";
+    let len = rustix::fs::getxattr(share.host("dir"), there, &mut of_host[..]).unwrap();
+    assert_eq!(&of_host[..len], b"label");
+    // The host has no `user.` there.
+    let link = share.tree.symlink(&ROOT, Node::ROOT, name(c"l"), c"t", &label);
+    assert_eq!(link.unwrap_err(), Errno::PERM);
+    assert!(fs::symlink_metadata(share.host("l")).is_err());
+    let hiding = Share::with(|config| {
+        config.xattr = true;
+        config.xattr_map = Some(":bad:client:security.:: :ok:all:::".parse().unwrap());
+    });
+    let refused = hiding.tree.mkdir(&ROOT, Node::ROOT, name(c"dir"), &label);
+    assert_eq!(refused.unwrap_err(), Errno::PERM);
+    assert!(!hiding.host("dir").exists());
+}
+
+#[test]
+fn what_a_map_leads_to_is_served_as_it_is_without_one() {
+    if !is_root() {
+        return;
+    }
+    let share = Share::with(|config| {
+        config.xattr = true;
+        config.xattr_map = Some(
+            ":prefix:all:user.o.:trusted.overlay.: :prefix:all:user.s.:system.: :ok:all:::"
+                .parse()
+                .unwrap(),
+        );
+    });
+    let file = share.create(Node::ROOT, "a", O_RDWR, 0o644).unwrap().0.node;
+    let set = |name| share.tree.setxattr(file, name, b"x", 0, false);
+    assert_eq!(
+        set(c"user.o.redirect"),
+        Err(Errno::PERM),
+        "overlayfs of the host goes by it"
+    );
+    assert_eq!(set(c"user.s.a"), Err(Errno::OPNOTSUPP));
+    assert_eq!(set(c"trusted.a"), Ok(()));
+}

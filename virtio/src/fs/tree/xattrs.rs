@@ -8,11 +8,14 @@
 //! | `trusted.overlay.*`      | to be read; to be changed only if the share says so, else `EPERM`           |
 //! | others                   | `EOPNOTSUPP`                                                               |
 //!
-//! The host has no call that takes a descriptor which only names a file, so the thread's working
-//! directory is `/proc/self/fd` (see [`super::thread`]), and the name there is the descriptor's
-//! number.
+//! These are names on the host. Where the share has an [`XattrMap`], it says what they are in the guest, and which of them it has.
+//!
+//! The host has no call that takes a descriptor which only names a file, so the thread's working directory is `/proc/self/fd` (see
+//! [`super::thread`]), and the name there is the descriptor's number.
 
-use std::ffi::CStr;
+use std::borrow::Cow;
+use std::ffi::{CStr, CString};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::fs::{
@@ -22,10 +25,14 @@ use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::Tree;
+use super::attributes::Kind;
 use super::descriptors::CountedFd;
+use super::nodes::Inode;
 use super::proc::Number;
 use super::{attributes, thread};
 use crate::fs::filesystem::{Creation, Node};
+use crate::fs::protocol::tail::xattr_name;
+use crate::fs::xattr_map::{Refusal, XattrMap};
 
 /// Longest value, and longest list of names (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX` of linux/limits.h).
 const MOST_BYTES: usize = 65_536;
@@ -37,6 +44,10 @@ const ACL_USER: u16 = 0x02;
 const ACL_GROUP: u16 = 0x08;
 /// What overlayfs keeps of its files (`OVL_XATTR_TRUSTED_PREFIX` of `fs/overlayfs/overlayfs.h`).
 const OVERLAY: &[u8] = b"trusted.overlay.";
+/// Access control lists.
+const ACL_NAMES: [&CStr; 2] = [c"system.posix_acl_access", c"system.posix_acl_default"];
+/// What a program may do beyond its user (capabilities(7)).
+const CAPABILITY: &CStr = c"security.capability";
 /// Set-group-ID, in a mode.
 const S_ISGID: u32 = 0o2000;
 
@@ -61,25 +72,56 @@ impl Tree {
         Ok(Named { _fd: fd, number })
     }
 
-    /// Whether the guest may use an attribute of that name.
-    fn check_name(&self, name: &CStr) -> Result<(), Errno> {
+    /// The name on the host of an attribute that the guest may have read.
+    ///
+    /// # Errors
+    /// `ENODATA` where the map says that it is not the guest's: so the guest's kernel goes on without, which looks for some by itself.
+    fn readable<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>, Errno> {
+        self.host_name(name, |refusal| match refusal {
+            Refusal::Bad | Refusal::TooLong => Errno::NODATA,
+            Refusal::Unsupported => Errno::OPNOTSUPP,
+        })
+    }
+
+    /// The name on the host of an attribute that the guest may set or remove; `too_long` if the host has no names of that length.
+    fn changeable<'n>(&self, name: &'n CStr, too_long: Errno) -> Result<Cow<'n, CStr>, Errno> {
+        let name = self.host_name(name, |refusal| match refusal {
+            Refusal::Bad => Errno::PERM,
+            Refusal::Unsupported => Errno::OPNOTSUPP,
+            Refusal::TooLong => too_long,
+        })?;
+        if name.to_bytes().starts_with(OVERLAY) && !self.policy.overlay_xattr {
+            return Err(Errno::PERM);
+        }
+        Ok(name)
+    }
+
+    fn host_name<'n>(&self, name: &'n CStr, refused: impl FnOnce(Refusal) -> Errno) -> Result<Cow<'n, CStr>, Errno> {
         if !self.policy.xattr {
             return Err(Errno::NOSYS);
         }
+        let name = match &self.policy.xattr_map {
+            Some(map) => map.to_host(name).map_err(refused)?,
+            None => Cow::Borrowed(name),
+        };
         if self.serves(name.to_bytes()) {
-            Ok(())
+            Ok(name)
         } else {
             Err(Errno::OPNOTSUPP)
         }
     }
 
-    /// Whether the guest may set or remove an attribute of that name.
-    fn check_change(&self, name: &CStr) -> Result<(), Errno> {
-        self.check_name(name)?;
-        if name.to_bytes().starts_with(OVERLAY) && !self.policy.overlay_xattr {
-            return Err(Errno::PERM);
-        }
-        Ok(())
+    /// What the guest calls `name` of the host, both with a NUL at the end, if it has it.
+    fn guest_name<'n>(&self, name: &'n [u8]) -> Option<&'n [u8]> {
+        let name = Some(name).filter(|name| self.serves(name))?;
+        let Some(map) = &self.policy.xattr_map else {
+            return Some(name);
+        };
+        let name = map.to_guest(name)?;
+        // What is left may be no name that the guest could ask for.
+        let whole = CStr::from_bytes_with_nul(name).ok()?;
+        let asked_for = xattr_name(whole).is_ok() && (!is_acl(name) || self.policy.posix_acl());
+        asked_for.then_some(name)
     }
 
     fn serves(&self, name: &[u8]) -> bool {
@@ -97,7 +139,7 @@ impl Tree {
         flags: u32,
         clear_sgid: bool,
     ) -> Result<(), Errno> {
-        self.check_change(name)?;
+        let name = &*self.changeable(name, Errno::RANGE)?;
         let flags = XattrFlags::from_bits(flags).ok_or(Errno::INVAL)?;
         if value.len() > MOST_BYTES {
             return Err(Errno::TOOBIG);
@@ -121,7 +163,7 @@ impl Tree {
     }
 
     pub(super) fn getxattr(&self, node: Node, name: &CStr, room: usize) -> Result<Vec<u8>, Errno> {
-        self.check_name(name)?;
+        let name = &*self.readable(name)?;
         let named = self.named(node)?;
         let mut value = vec![0; room.min(MOST_BYTES)];
         let len = getxattr(named.path(), name, &mut value[..])?;
@@ -135,8 +177,8 @@ impl Tree {
     }
 
     pub(super) fn getxattr_len(&self, node: Node, name: &CStr) -> Result<usize, Errno> {
-        self.check_name(name)?;
-        getxattr_query(self.named(node)?.path(), name)
+        let name = self.readable(name)?;
+        getxattr_query(self.named(node)?.path(), &*name)
     }
 
     pub(super) fn listxattr(&self, node: Node, room: usize) -> Result<Vec<u8>, Errno> {
@@ -150,9 +192,7 @@ impl Tree {
         all.truncate(len);
         let mut served = Vec::with_capacity(all.len());
         for name in all.split_inclusive(|byte| *byte == 0) {
-            if self.serves(name) {
-                served.extend_from_slice(name);
-            }
+            served.extend_from_slice(self.guest_name(name).unwrap_or_default());
         }
         if served.len() > room {
             Err(Errno::RANGE)
@@ -166,8 +206,8 @@ impl Tree {
     }
 
     pub(super) fn removexattr(&self, node: Node, name: &CStr) -> Result<(), Errno> {
-        self.check_change(name)?;
-        removexattr(self.named(node)?.path(), name)
+        let name = self.changeable(name, Errno::NODATA)?;
+        removexattr(self.named(node)?.path(), &*name)
     }
 
     /// Gives what was just made the label that the guest wants of it.
@@ -180,10 +220,35 @@ impl Tree {
         if !name.to_bytes().starts_with(b"security.") {
             return Err(Errno::INVAL);
         }
-        self.check_name(name)?;
+        let name = self.changeable(name, Errno::RANGE)?;
         thread::check()?;
         let fd = fd()?;
-        setxattr(Number::of(&*fd).as_c_str(), name, value, XattrFlags::empty())
+        setxattr(Number::of(&*fd).as_c_str(), &*name, value, XattrFlags::empty())
+    }
+
+    /// Takes the capabilities of a program from the file that `fd` holds, which is about to be changed or to get another owner. The host's
+    /// kernel does so with its own, and knows nothing of those that a map has under another name.
+    ///
+    /// # Errors
+    /// The host's, if they are there and stay.
+    pub(super) fn kill_capability(&self, inode: &Inode, fd: impl AsFd) -> Result<(), Errno> {
+        let Some(name) = &self.policy.capability else {
+            return Ok(());
+        };
+        // Of nothing else they mean anything (execve(2)).
+        if inode.kind() != Kind::Regular {
+            return Ok(());
+        }
+        thread::check()?;
+        let number = Number::of(fd);
+        // A file seldom has any, and looking holds up nobody who writes. A file that may only be written says that looking is not allowed.
+        if let Err(Errno::NODATA | Errno::OPNOTSUPP) = getxattr_query(number.as_c_str(), &**name) {
+            return Ok(());
+        }
+        match removexattr(number.as_c_str(), &**name) {
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            removed => removed,
+        }
     }
 }
 
@@ -192,9 +257,20 @@ pub(super) fn has_trusted() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
+/// What the host calls the guest's [`CAPABILITY`], if `map` has another name for it.
+pub(super) fn mapped_capability(map: &XattrMap) -> Option<CString> {
+    let name = map.to_host(CAPABILITY).ok()?;
+    (&*name != CAPABILITY).then(|| name.into_owned())
+}
+
+/// Whether access control lists are what they are on the host, which goes by them, in the guest.
+pub(super) fn keeps_acl(map: &XattrMap) -> bool {
+    ACL_NAMES.iter().all(|name| map.keeps(name))
+}
+
 fn is_acl(name: &[u8]) -> bool {
     let name = name.strip_suffix(b"\0").unwrap_or(name);
-    matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default")
+    ACL_NAMES.iter().any(|acl| acl.to_bytes() == name)
 }
 
 /// An access control list with other numbers of users and groups.

@@ -132,3 +132,101 @@ fn a_share_that_is_kept_by_the_guest_says_so() {
         assert_eq!(agreed, flags, "{cache:?}");
     }
 }
+
+/// What `file` has by that name on the host.
+fn on_host(file: &std::path::Path, name: &str) -> Result<Vec<u8>, Errno> {
+    let mut value = [0; 99];
+    let len = rustix::fs::getxattr(file, name, &mut value[..])?;
+    Ok(value[..len].to_vec())
+}
+
+fn set(node: u64, name: &[u8]) -> Request {
+    request(21, node, &[&u32s([3, 0, 0, 0]), name, b"\0abc"])
+}
+
+fn get(node: u64, name: &[u8]) -> Request {
+    request(22, node, &[&u32s([9, 0]), name, b"\0"])
+}
+
+fn list(node: u64, size: u32) -> Request {
+    request(23, node, &[&u32s([size, 0])])
+}
+
+fn remove(node: u64, name: &[u8]) -> Request {
+    request(24, node, &[name, b"\0"])
+}
+
+#[test]
+fn attributes_have_the_names_on_the_host_that_a_map_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("f");
+    std::fs::write(&file, "").unwrap();
+    // The host's own, one that is nothing without the prefix, and one that no guest could ask for.
+    for name in ["user.own", "user.virtiofs.", "user.virtiofs.own"] {
+        rustix::fs::setxattr(&file, name, b"host", rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    let config = ShareConfig {
+        xattr: true,
+        xattr_map: Some(":map::user.virtiofs.:".parse().unwrap()),
+        ..ShareConfig::new(dir.path())
+    };
+    serve(&config, |ask| {
+        let node = number(&ask(&request(1, 1, &[b"f\0"])), 0);
+        assert_eq!(ask(&list(node, 0)), success(u32s([0, 0])));
+        assert_eq!(ask(&set(node, b"security.foo")), success([]));
+        assert_eq!(on_host(&file, "user.virtiofs.security.foo").unwrap(), b"abc");
+        assert_eq!(ask(&get(node, b"security.foo")), success(*b"abc"));
+        let length = request(22, node, &[&u32s([0, 0]), b"security.foo\0"]);
+        assert_eq!(ask(&length), success(u32s([3, 0])));
+        // As long as they are in the guest.
+        assert_eq!(ask(&list(node, 0)), success(u32s([13, 0])));
+        assert_eq!(ask(&list(node, 12)), failure(Errno::RANGE));
+        assert_eq!(ask(&list(node, 13)), success(*b"security.foo\0"));
+        for name in [&b"user.own"[..], b"user.virtiofs.security.foo"] {
+            assert_eq!(ask(&get(node, name)), failure(Errno::NODATA), "{name:?}");
+            assert_eq!(ask(&remove(node, name)), failure(Errno::NODATA), "{name:?}");
+        }
+        // One that is too long on the host is not there, and cannot be.
+        let long = [&b"user."[..], &[b'x'; 250]].concat();
+        assert_eq!(ask(&set(node, &long)), failure(Errno::RANGE));
+        assert_eq!(ask(&get(node, &long)), failure(Errno::NODATA));
+        assert_eq!(ask(&remove(node, &long)), failure(Errno::NODATA));
+        assert_eq!(ask(&set(node, &long[..242])), failure(Errno::RANGE));
+        assert_eq!(ask(&set(node, &long[..241])), success([]));
+        assert_eq!(ask(&remove(node, &long[..241])), success([]));
+        assert_eq!(ask(&remove(node, b"security.foo")), success([]));
+        assert_eq!(ask(&list(node, 0)), success(u32s([0, 0])));
+    });
+    assert_eq!(on_host(&file, "user.virtiofs.security.foo"), Err(Errno::NODATA));
+    assert_eq!(on_host(&file, "user.own").unwrap(), b"host");
+}
+
+#[test]
+fn what_a_map_hides_cannot_be_had_by_another_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("f");
+    std::fs::write(&file, "").unwrap();
+    let map = ":unsupported:all:user.none.:user.none.: :map:security.:user.virtiofs.:";
+    let config = ShareConfig {
+        xattr: true,
+        xattr_map: Some(map.parse().unwrap()),
+        ..ShareConfig::new(dir.path())
+    };
+    serve(&config, |ask| {
+        let node = number(&ask(&request(1, 1, &[b"f\0"])), 0);
+        assert_eq!(ask(&set(node, b"security.foo")), success([]));
+        assert_eq!(ask(&set(node, b"user.a")), success([]));
+        let there = b"user.virtiofs.security.foo";
+        assert_eq!(ask(&set(node, there)), failure(Errno::PERM));
+        assert_eq!(ask(&remove(node, there)), failure(Errno::PERM));
+        assert_eq!(ask(&get(node, there)), failure(Errno::NODATA));
+        let none = b"user.none.a";
+        assert_eq!(ask(&set(node, none)), failure(Errno::OPNOTSUPP));
+        assert_eq!(ask(&remove(node, none)), failure(Errno::OPNOTSUPP));
+        assert_eq!(ask(&get(node, none)), failure(Errno::OPNOTSUPP));
+        rustix::fs::setxattr(&file, "user.none.a", b"host", rustix::fs::XattrFlags::empty()).unwrap();
+        assert_eq!(ask(&list(node, 0)), success(u32s([20, 0])), "security.foo, user.a");
+    });
+    assert_eq!(on_host(&file, "user.virtiofs.security.foo").unwrap(), b"abc");
+    assert_eq!(on_host(&file, "user.a").unwrap(), b"abc");
+}
