@@ -283,6 +283,10 @@ pub(crate) trait FileSystem: Send + Sync {
     fn confinement(&self) -> Option<Confinement> {
         None
     }
+    /// Has the whole process make files with the tree's label. See [`super::server::Server::label_process`].
+    fn label_process(&self) -> std::io::Result<()> {
+        Ok(())
+    }
     /// Has the host's kernel hold the whole process to the tree. See [`super::server::Server::restrict_process`].
     fn restrict_process(&self, _leave: Option<BorrowedFd<'_>>) -> std::io::Result<Option<u32>> {
         Ok(None)

@@ -101,6 +101,8 @@ struct Policy {
     overlay_xattr: bool,
     announce_submounts: bool,
     label: Option<CString>,
+    /// The threads have the label from the one that started them.
+    label_inherited: AtomicBool,
     offered: Abilities,
     writeback_agreed: AtomicBool,
     posix_acl_agreed: AtomicBool,
@@ -123,6 +125,7 @@ impl Policy {
             overlay_xattr: config.overlay_xattr,
             announce_submounts: config.announce_submounts,
             label: config.label.clone(),
+            label_inherited: AtomicBool::new(false),
             offered: Abilities {
                 readonly: config.readonly,
                 xattr: config.xattr,
@@ -236,6 +239,10 @@ impl FileSystem for Tree {
 
     fn confinement(&self) -> Option<Confinement> {
         self.confinement().ok()
+    }
+
+    fn label_process(&self) -> std::io::Result<()> {
+        self.label_process()
     }
 
     fn restrict_process(&self, leave: Option<BorrowedFd<'_>>) -> std::io::Result<Option<u32>> {

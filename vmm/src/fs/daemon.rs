@@ -136,6 +136,8 @@ fn confine(options: &Options, dir: OwnedFd) -> anyhow::Result<Arc<dyn Serve>> {
     // What the server finds now must be what it has in the end.
     wish.lower(of_others).context(capabilities)?;
     let server = Server::open_at(&options.share, prepared.dir())?;
+    // Before /proc is out of reach.
+    server.label_process().context("cannot take the label of --label")?;
     // While there is no other thread, it costs no wait.
     server.reserve_fds();
     Capabilities::raise().context(capabilities)?;

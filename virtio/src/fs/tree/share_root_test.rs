@@ -102,3 +102,17 @@ fn a_thread_that_cannot_have_the_label_is_not_prepared() {
         scope.spawn(prepare).join().unwrap();
     });
 }
+
+#[test]
+fn a_thread_that_has_the_label_from_another_need_not_reach_for_it() {
+    if Path::new("/sys/fs/selinux/enforce").exists() {
+        eprintln!("skipped: needs no SELinux");
+        return;
+    }
+    let mut share = Share::new();
+    share.tree.policy.label = Some(c"u:r:t:s0".into());
+    share.tree.label_process().unwrap_err();
+    std::thread::scope(|scope| scope.spawn(|| share.tree.enter().unwrap_err()).join().unwrap());
+    share.tree.policy.label_inherited = AtomicBool::new(true);
+    std::thread::scope(|scope| scope.spawn(|| share.tree.enter().unwrap()).join().unwrap());
+}

@@ -6,6 +6,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 use rustix::process::{fchdir, umask};
@@ -23,8 +24,8 @@ impl Tree {
     pub(super) fn enter(&self) -> io::Result<()> {
         super::host::own_directories()?;
         umask(rustix::fs::Mode::empty());
-        if let Some(label) = &self.policy.label {
-            set_label(Some(label))?;
+        if !self.policy.label_inherited.load(Ordering::Relaxed) {
+            self.set_own_label()?;
         }
         fchdir(self.proc.dir())?;
         if self.who.switches() {
@@ -35,6 +36,20 @@ impl Tree {
         self.restrict()?;
         ENTERED.set(true);
         Ok(())
+    }
+
+    /// See [`crate::fs::server::Server::label_process`].
+    pub(super) fn label_process(&self) -> io::Result<()> {
+        self.set_own_label()?;
+        self.policy.label_inherited.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn set_own_label(&self) -> io::Result<()> {
+        match &self.policy.label {
+            Some(label) => set_label(Some(label)),
+            None => Ok(()),
+        }
     }
 }
 
