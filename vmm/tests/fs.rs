@@ -82,6 +82,12 @@ impl Daemon {
         self.child.wait().unwrap()
     }
 
+    /// How many of its files are there: of socket and process number.
+    fn left(&self) -> usize {
+        let files = ["fs.sock", "fs.sock.pid"].map(|name| self.folder.path().join(name));
+        files.iter().filter(|file| file.exists()).count()
+    }
+
     /// A field of `/proc/PID/status`.
     fn status(&self, field: &str) -> String {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -521,6 +527,40 @@ fn a_sandbox_leaves_the_process_with_what_it_needs() {
         }
         drop(front_end);
         assert!(daemon.end().success(), "{}", daemon.said);
+        assert_eq!(daemon.left(), 0, "{sandbox}: {}", daemon.said);
+    }
+}
+
+#[test]
+fn the_files_of_the_socket_go_when_the_process_is_asked_to_end() {
+    for sandbox in ["namespace", "chroot", "none"] {
+        for (signal, connected) in [(Signal::TERM, false), (Signal::INT, true), (Signal::HUP, false)] {
+            let mut daemon = Daemon::start(&["--sandbox", sandbox]);
+            assert_eq!(daemon.left(), 2);
+            let front_end = connected.then(|| {
+                let mut front_end = daemon.front_end();
+                front_end.mount();
+                front_end
+            });
+            kill_process(Pid::from_child(&daemon.child), signal).unwrap();
+            assert_eq!(daemon.end().code(), Some(5), "{sandbox} {signal:?}: {}", daemon.said);
+            assert_eq!(daemon.left(), 0, "{sandbox} {signal:?}: {}", daemon.said);
+            drop(front_end);
+        }
+    }
+}
+
+#[test]
+fn a_socket_that_others_have_put_in_its_place_stays() {
+    for sandbox in ["namespace", "none"] {
+        let mut daemon = Daemon::start(&["--sandbox", sandbox]);
+        let socket = daemon.socket();
+        let _other = UnixListener::bind(socket.with_extension("new")).unwrap();
+        fs::rename(socket.with_extension("new"), &socket).unwrap();
+        kill_process(Pid::from_child(&daemon.child), Signal::TERM).unwrap();
+        assert_eq!(daemon.end().code(), Some(5), "{}", daemon.said);
+        assert_eq!(daemon.left(), 1, "{sandbox}");
+        assert!(socket.exists(), "{sandbox}");
     }
 }
 

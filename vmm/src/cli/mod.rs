@@ -361,7 +361,7 @@ fn fs(args: FileServerArgs) -> Code {
     };
     crate::fatal::install();
     crate::fatal::end_when_asked::<{ Code::Interrupted as i32 }>();
-    match crate::fs::serve(options) {
+    match crate::fs::serve(options, Code::Interrupted as i32) {
         Ok(()) => Code::Success,
         Err(error) => {
             crate::log::tell_failure(&show::plain(&format!("{error:#}")));

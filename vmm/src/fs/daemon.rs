@@ -1,7 +1,7 @@
 //! The process from its start to its end: it listens, confines itself, and serves one front-end until that goes.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,13 +19,15 @@ use vm_memory::GuestMemoryAtomic;
 
 use super::backend::{Backend, QUEUES};
 use super::capabilities::Capabilities;
-use super::socket::Socket;
+use super::ending::Ending;
+use super::socket::{Socket, SocketFiles};
 use super::vring::Vring;
 use super::worker_pool::WorkerPool;
 use super::{Listen, Options, Sandbox};
 use crate::log::Destination;
 use crate::process;
 use crate::seccomp::{self, Role};
+use crate::terminal::Signals;
 
 /// What a shim waits for on standard error before it starts the VMM.
 const WAITING: &str = "Waiting for vhost-user socket connection...";
@@ -33,16 +35,26 @@ const WAITING: &str = "Waiting for vhost-user socket connection...";
 const USUAL_WORKERS: usize = 64;
 const MAX_WORKERS: usize = 1024;
 
-/// Serves until the front-end has gone.
+/// Serves until the front-end has gone, or somebody asks the process to end: then with `code`.
 ///
 /// # Errors
 /// In one line, why it could not.
-pub fn serve(options: Options) -> anyhow::Result<()> {
+pub fn serve(options: Options, code: i32) -> anyhow::Result<()> {
     begin_log(&options);
     process::prepare_files(options.descriptors).context("--rlimit-nofile: cannot set the limit on descriptors")?;
     let dir = open_dir(&options.share.dir)?;
-    let socket = Socket::open(&options.listen)?;
-    let server = confine(&options, dir)?;
+    // From here on there is something to be removed, where the socket is made here.
+    let signals = match options.listen {
+        Listen::Path { .. } => Some(Signals::to_end().context("cannot wait for signals")?),
+        Listen::Descriptor(_) => None,
+    };
+    let mut socket = Socket::open(&options.listen)?;
+    let server = confine(&options, dir, socket.files.as_mut())?;
+    let files = socket.files.take().zip(signals);
+    let ending = files.map(|(files, signals)| Ending::new(files, signals, code));
+    let _ending = ending
+        .transpose()
+        .context("cannot start the thread that waits for signals")?;
     let pool = WorkerPool::start(server, QUEUES, options.threads.clamp(USUAL_WORKERS, MAX_WORKERS));
     let pool = pool.context("cannot start a thread")?;
     let backend = Backend::new(pool, options.tag.as_deref()).context("cannot make an eventfd")?;
@@ -112,24 +124,10 @@ fn open_dir(path: &Path) -> anyhow::Result<OwnedFd> {
     }
 }
 
-/// The directory whose files this process will have to remove: that of its socket, where it can still be reached in the end.
-fn removable(options: &Options) -> Option<OwnedFd> {
-    let (Listen::Path { path, .. }, Sandbox::None) = (&options.listen, options.sandbox) else {
-        return None;
-    };
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(folder, flags, Mode::empty()).ok()
-}
-
 /// Opens the directory, and takes everything else from this process. From here on nothing but the directory can be opened.
-fn confine(options: &Options, dir: OwnedFd) -> anyhow::Result<Arc<dyn Serve>> {
-    // Before the working directory may be another.
-    let folder = removable(options);
+fn confine(options: &Options, dir: OwnedFd, files: Option<&mut SocketFiles>) -> anyhow::Result<Arc<dyn Serve>> {
     let prepared = options.sandbox.prepare(dir, &options.users, &options.groups)?;
+    let folder = files.and_then(|files| files.own.stay_at_hand(options.sandbox));
     let of_others = prepared.of_others;
     let wish = options.capabilities;
     let capabilities = "cannot change capabilities";
@@ -144,7 +142,7 @@ fn confine(options: &Options, dir: OwnedFd) -> anyhow::Result<Arc<dyn Serve>> {
     let sandbox = prepared.close().context("sandbox")?;
     let kept = wish.reduce(of_others).context(capabilities)?;
     set_no_new_privs(true).context("cannot give up new privileges")?;
-    let restricted = server.restrict_process(folder.as_ref().map(AsFd::as_fd));
+    let restricted = server.restrict_process(folder);
     let landlock = match restricted.context("cannot have Landlock hold this process to the directory")? {
         Some(version) => format!("version {version}"),
         None => "none".into(),

@@ -5,6 +5,7 @@
 //! | here | what is asked for |
 //! | `daemon.rs` | the process from its start to its end: socket, confinement, one front-end |
 //! | `socket.rs` | where the front-end connects: the socket, its group, the file with the process's number |
+//! | `ending.rs` | what goes from the host's file system when the process ends, and the signals that end it |
 //! | `sandbox.rs`, `capabilities.rs` | what the process sees and may do |
 //! | `backend.rs` | what the front-end asks by vhost-user |
 //! | `vring.rs` | a virtqueue as the front-end sets it up |
@@ -16,6 +17,7 @@
 mod backend;
 mod capabilities;
 mod daemon;
+mod ending;
 mod queue;
 mod sandbox;
 mod socket;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use husk_virtio::unix::{BindError, PATH_MAX, SocketFile, bind};
 
 use super::Listen;
+use super::ending::OwnFiles;
 use crate::process;
 
 /// Front-ends that may wait while one is served.
@@ -20,8 +21,19 @@ const BACKLOG: libc::c_int = 8;
 #[derive(Debug)]
 pub(super) struct Socket {
     pub listener: UnixListener,
-    /// Removed when this is dropped, if they can still be reached.
-    _files: Option<(SocketFile, PidFile)>,
+    /// What was made for it, if it was made here.
+    pub files: Option<SocketFiles>,
+}
+
+/// The files of a socket. They are removed when this is dropped.
+#[derive(Debug)]
+pub(super) struct SocketFiles {
+    /// From wherever the process has gone.
+    pub own: OwnFiles,
+    /// Where they still have their paths, should there be no more.
+    _file: SocketFile,
+    /// Locked to the last.
+    _pid: PidFile,
 }
 
 /// Why nobody can connect.
@@ -43,6 +55,14 @@ pub(super) enum SocketError {
     PidFile {
         /// The file.
         file: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// They cannot be found again.
+    #[error("cannot find what was made in {}", folder.display())]
+    Folder {
+        /// Where the socket is.
+        folder: PathBuf,
         /// The host's answer.
         source: io::Error,
     },
@@ -82,7 +102,7 @@ impl Socket {
         match listen {
             Listen::Descriptor(fd) => Ok(Self {
                 listener: inherited(*fd)?,
-                _files: None,
+                files: None,
             }),
             Listen::Path { path, group } => {
                 let group = group.as_deref().map(group_id).transpose()?;
@@ -97,13 +117,31 @@ impl Socket {
                         what: error.to_string(),
                     })?;
                 }
+                let files = SocketFiles {
+                    own: own_files(path, &pid.path)?,
+                    _file: file,
+                    _pid: pid,
+                };
                 Ok(Self {
                     listener,
-                    _files: Some((file, pid)),
+                    files: Some(files),
                 })
             }
         }
     }
+}
+
+/// The files at `socket` and `pid`, which are in one folder, to be removed in the end.
+fn own_files(socket: &Path, pid: &Path) -> Result<OwnFiles, SocketError> {
+    let parent = socket.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = parent.unwrap_or(Path::new("."));
+    let fault = |source| {
+        let folder = folder.to_owned();
+        SocketError::Folder { folder, source }
+    };
+    let folder = std::path::absolute(folder).map_err(fault)?;
+    let names = [socket, pid].into_iter().filter_map(Path::file_name);
+    OwnFiles::new(&folder, names.map(OsString::from)).map_err(fault)
 }
 
 /// `path` from the root on, so that it names the same file when the working directory has become another; as it is where that is too long

@@ -392,8 +392,6 @@ const FILE_SERVER: &[Rule] = &[
     any(libc::SYS_eventfd2),
     // The first thread that a process starts has pthread listen to its own signal (SIGRTMIN + 1 of the kernel).
     only(libc::SYS_rt_sigaction, &[one_of(0, &[33])]),
-    // The files of the socket, in the end.
-    any(libc::SYS_unlink),
 ];
 
 /// Persistent memory: flushes.

@@ -329,5 +329,4 @@ const UNSEEN: &[(Use, &str)] = &[
     (("FILE_SERVER", n(libc::SYS_epoll_create1), None), FILE_SERVER),
     (("FILE_SERVER", n(libc::SYS_eventfd2), None), FILE_SERVER),
     (("FILE_SERVER", n(libc::SYS_rt_sigaction), with(33)), FILE_SERVER),
-    (("FILE_SERVER", n(libc::SYS_unlink), None), FILE_SERVER),
 ];

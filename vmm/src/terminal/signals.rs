@@ -61,9 +61,22 @@ impl Signals {
     /// # Errors
     /// What the host says.
     pub fn new() -> io::Result<Self> {
-        let set = block()?;
+        Self::of(&WATCHED, libc::SFD_NONBLOCK)
+    }
+
+    /// The same of what asks a process to end alone (SIGTERM, SIGINT, SIGHUP), for a thread that does nothing but
+    /// [wait](Signals::wait).
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn to_end() -> io::Result<Self> {
+        Self::of(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP], 0)
+    }
+
+    fn of(signals: &[libc::c_int], flags: libc::c_int) -> io::Result<Self> {
+        let set = block(signals)?;
         // SAFETY: reads the set.
-        let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | flags) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -78,7 +91,16 @@ impl Signals {
     /// # Errors
     /// What the host says.
     pub fn hold() -> io::Result<()> {
-        block().map(drop)
+        block(&WATCHED).map(drop)
+    }
+
+    /// Waits for a signal, of those of [`Signals::to_end`].
+    ///
+    /// # Errors
+    /// What reading says.
+    pub fn wait(&mut self) -> io::Result<()> {
+        // One is read whole, or none.
+        self.file.read_exact(&mut [0; INFO_BYTES])
     }
 
     /// The next signal that waits, without blocking.
@@ -99,10 +121,11 @@ impl Signals {
     }
 }
 
-/// Blocks the signals that are watched, less those that stay ignored; returns them.
-fn block() -> io::Result<libc::sigset_t> {
-    let wanted: Vec<libc::c_int> = WATCHED
-        .into_iter()
+/// Blocks `signals`, less those that stay ignored; returns them.
+fn block(signals: &[libc::c_int]) -> io::Result<libc::sigset_t> {
+    let wanted: Vec<libc::c_int> = signals
+        .iter()
+        .copied()
         .filter(|signal| *signal == libc::SIGTERM || !is_ignored(*signal))
         .collect();
     let set = create_sigset(&wanted).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
