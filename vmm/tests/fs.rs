@@ -675,6 +675,52 @@ fn a_process_without_descriptors_serves_what_is_open_and_everything_once_it_has_
     assert!(daemon.end().success(), "{}", daemon.said);
 }
 
+/// Nodes beyond the limit have no descriptor, and are looked up and opened all the same; open files are as many as there is room for.
+#[test]
+fn with_few_descriptors_every_request_is_answered_and_all_is_well_once_there_are_some() {
+    const FILES: usize = 1000;
+    // A server takes about fifty for itself.
+    let mut daemon = Daemon::start(&["--rlimit-nofile", "96", "--locks"]);
+    let name = |file: usize| format!("file-{file}");
+    let none = [-libc::ENFILE, -libc::EMFILE];
+    for file in 0..FILES {
+        fs::write(daemon.folder.path().join("shared").join(name(file)), name(file)).unwrap();
+    }
+    let mut front_end = daemon.front_end();
+    front_end.mount();
+    for file in 0..FILES {
+        front_end.lookup(&name(file)).unwrap();
+    }
+    for _ in 0..2 {
+        let (mut open, mut refused) = (Vec::new(), 0);
+        for file in 0..FILES {
+            match front_end.try_open(&name(file)) {
+                Ok(opened) => open.push(opened),
+                Err(error) => {
+                    assert!(none.contains(&error), "{file}: {error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(!open.is_empty() && refused > 0, "{} {refused}", open.len());
+        // A lock takes a descriptor, too; what is open goes on.
+        let locked = front_end.lock(open[0], 1, true);
+        assert!(none.map(Err).contains(&locked), "{locked:?}");
+        let later = open.split_off(1);
+        assert!(!later.is_empty());
+        later.into_iter().for_each(|file| front_end.release(file));
+        assert_eq!(front_end.lock(open[0], 1, true), Ok(()));
+        assert_eq!(front_end.read("file-999"), b"file-999");
+        open.into_iter().for_each(|file| front_end.release(file));
+    }
+    for file in 0..FILES {
+        let opened = front_end.try_open(&name(file)).unwrap();
+        front_end.release(opened);
+    }
+    drop(front_end);
+    assert!(daemon.end().success(), "{}", daemon.said);
+}
+
 #[test]
 fn a_share_for_reading_is_not_written() {
     let daemon = Daemon::start(&["--readonly"]);

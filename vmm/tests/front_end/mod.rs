@@ -338,6 +338,17 @@ impl FrontEnd {
         Ok(Opened { node, handle })
     }
 
+    /// `FUSE_OPEN`, which may fail.
+    pub fn try_open(&mut self, name: &str) -> Result<Opened, i32> {
+        self.open_with(name, libc::O_RDWR)
+    }
+
+    /// `FUSE_RELEASE`.
+    pub fn release(&mut self, file: Opened) {
+        let body = [file.handle, 0, 0].map(u64::to_le_bytes).concat();
+        assert_eq!(self.call(18, file.node, &body, 0), Ok(vec![]));
+    }
+
     /// `FUSE_OPEN`.
     pub fn open(&mut self, name: &str) -> Opened {
         self.open_with(name, libc::O_RDWR).unwrap()

@@ -27,13 +27,13 @@ pub(super) enum Use {
 }
 
 impl FdBudget {
-    /// That of this process: its limit less a quarter, or less 1024 where it is high.
+    /// That of this process.
     pub fn of_process() -> Arc<Self> {
         static OF_PROCESS: OnceLock<Arc<FdBudget>> = OnceLock::new();
         let budget = OF_PROCESS.get_or_init(|| {
             let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
             let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-            Self::new(limit.saturating_sub((limit / 4).min(1024)))
+            Self::new(part_of(limit))
         });
         budget.clone()
     }
@@ -80,6 +80,13 @@ impl FdBudget {
         held.fd = Some(open()?);
         Ok(held)
     }
+}
+
+/// What of the process's `limit` shares may have: all but a quarter or 1024, and so much less, down to a half, that 256 are left for
+/// the rest. A server with all its queues in use takes 150, of which the front-end sends some anew with each reset.
+fn part_of(limit: usize) -> usize {
+    let rest = (limit / 4).min(1024).max((limit / 2).min(256));
+    limit.saturating_sub(rest)
 }
 
 /// A descriptor that counts.
@@ -165,5 +172,26 @@ impl FdLru {
     /// None any more.
     pub fn clear(&self) {
         lock(&self.nodes).clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_leave_the_process_what_it_needs_itself() {
+        for (limit, part) in [
+            (0, 0),
+            (64, 32),
+            (256, 128),
+            (512, 256),
+            (1024, 768),
+            (4096, 3072),
+            (8192, 7168),
+            (1 << 20, (1 << 20) - 1024),
+        ] {
+            assert_eq!(part_of(limit), part, "{limit}");
+        }
     }
 }
