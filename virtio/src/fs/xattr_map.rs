@@ -19,6 +19,9 @@ use std::str::FromStr;
 /// Longest name, without its NUL (`XATTR_NAME_MAX` of linux/limits.h).
 const NAME_MAX: usize = 255;
 
+/// Access control lists (acl(5)).
+pub(crate) const ACL_NAMES: [&CStr; 2] = [c"system.posix_acl_access", c"system.posix_acl_default"];
+
 /// Rules. There is one for every name of either side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct XattrMap {
@@ -149,10 +152,15 @@ impl XattrMap {
         }
     }
 
+    /// Whether access control lists have their names on both sides, by which alone the host goes.
+    pub fn keeps_acl(&self) -> bool {
+        ACL_NAMES.iter().all(|name| self.keeps(name))
+    }
+
     /// Whether an attribute has this name on both sides.
-    pub fn keeps(&self, name: &CStr) -> bool {
+    fn keeps(&self, name: &CStr) -> bool {
         let there = self.to_host(name);
-        there.is_ok_and(|there| &*there == name) && self.to_guest(name.to_bytes()) == Some(name.to_bytes())
+        there.is_ok_and(|there| *there == *name) && self.to_guest(name.to_bytes()) == Some(name.to_bytes())
     }
 
     /// Whether every name has a rule.

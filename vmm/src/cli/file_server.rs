@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use husk_virtio::fs::TAG_BYTES;
 use husk_virtio::fs::share::ShareConfig;
+use husk_virtio::fs::xattr_map::XattrMap;
 use log::LevelFilter;
 
 pub(super) use self::virtiofsd::{CAPABILITIES, under_alias};
@@ -69,6 +70,15 @@ pub struct FileServerArgs {
     /// Serve extended attributes
     #[arg(long, help_heading = "How to share")]
     pub xattr: bool,
+    /// Serve extended attributes under other names on the host: rules as virtiofsd has them; with it --xattr
+    ///
+    /// A rule is :TYPE:SCOPE:KEY:PREPEND: with any separator in place of the colon. Of scope client it is for names of the guest that
+    /// begin with KEY, of scope server for names of the host that begin with PREPEND, all is both. prefix puts PREPEND before the
+    /// former, and takes it from the latter; ok leaves them; bad hides them, and unsupported as well. The first that fits counts,
+    /// and for every name there has to be one. :map:KEY:PREPEND: as the last has names that begin with KEY, or all, behind PREPEND
+    /// on the host, and hides what could be taken for them.
+    #[arg(long, value_name = "RULES", help_heading = "How to share")]
+    pub xattrmap: Option<XattrMap>,
     /// Serve access control lists; with it --xattr
     #[arg(long, value_enum, require_equals = true, num_args = 0..=1, default_value_t = Negotiation::Never, default_missing_value = "always", value_name = "WHEN", help_heading = "How to share")]
     pub posix_acl: Negotiation,
@@ -142,6 +152,7 @@ pub struct FileServerArgs {
     /// Options as virtiofsd's predecessor had them: cache=auto,xattr and so on; repeatable
     #[arg(
         short = 'o',
+        long_help = virtiofsd::old_help(),
         value_name = "OPTIONS",
         value_delimiter = ',',
         help_heading = "Accepted for virtiofsd's sake"
@@ -174,9 +185,6 @@ pub struct FileServerArgs {
     /// Has no effect: O_NOATIME is always passed on, and left out where the host refuses it
     #[arg(long, help_heading = "Accepted for virtiofsd's sake")]
     pub preserve_noatime: bool,
-    /// Refused: attributes have the same names in the guest and on the host
-    #[arg(long, value_name = "RULES", help_heading = "Accepted for virtiofsd's sake")]
-    pub xattrmap: Option<String>,
     /// Has no effect: the state of a share is not migrated
     #[arg(
         long,
@@ -270,24 +278,31 @@ pub enum FileServerUsage {
     #[error("--tag has {0} bytes, allowed: 1 to {TAG_BYTES}")]
     Tag(usize),
     /// Something of `-o`.
-    #[error("-o {0} is not known, see `-o` in husk(1)")]
-    Old(String),
+    #[error("-o {text} is not known, allowed: {allowed}")]
+    Old {
+        /// As it was given.
+        text: String,
+        /// All that there are.
+        allowed: String,
+    },
     /// A value of something of `-o`.
-    #[error("-o {option}={value}: allowed: {allowed}")]
+    #[error("-o {option}={value}: {why}")]
     OldValue {
         /// Before the `=`.
         option: String,
         /// Behind it.
         value: String,
-        /// What may be there.
-        allowed: &'static str,
+        /// Why not, or what may be there.
+        why: String,
     },
     /// Access control lists would not come back as they went.
     #[error("--posix-acl and {0} {1}, which maps one way only: with lists map:GUEST:HOST:COUNT is allowed")]
     AclOneWay(&'static str, IdTranslation),
-    /// To be ignored it is too much.
-    #[error("--xattrmap is not supported: attributes have the same names in the guest and on the host")]
-    AttributeMap,
+    /// They would be nothing to the host, which goes by them.
+    #[error(
+        "--posix-acl and --xattrmap, which does not leave system.posix_acl_access and system.posix_acl_default as they are"
+    )]
+    AclRenamed,
 }
 
 impl FileServerArgs {
@@ -299,10 +314,10 @@ impl FileServerArgs {
         for option in std::mem::take(&mut self.old) {
             self.take_old(&option)?;
         }
-        if self.xattrmap.is_some() {
-            return Err(FileServerUsage::AttributeMap);
-        }
         let posix_acl = self.posix_acl != Negotiation::Never;
+        if posix_acl && self.xattrmap.as_ref().is_some_and(|map| !map.keeps_acl()) {
+            return Err(FileServerUsage::AclRenamed);
+        }
         let of = |option, ranges: &[IdTranslation]| {
             let one_way = ranges.iter().find(|range| range.kind != IdKind::Map);
             one_way.map(|range| FileServerUsage::AclOneWay(option, *range))
@@ -335,7 +350,8 @@ impl FileServerArgs {
             writeback: self.writeback,
             allow_direct_io: self.allow_direct_io,
             allow_mmap: self.allow_mmap,
-            xattr: self.xattr || posix_acl || security_label,
+            xattr: self.xattr || posix_acl || security_label || self.xattrmap.is_some(),
+            xattr_map: self.xattrmap,
             // It takes --modcaps +sys_admin.
             overlay_xattr: true,
             posix_acl,

@@ -9,7 +9,7 @@ use husk_virtio::fs::share::{Cache, IdMap, IdMapKind};
 use super::*;
 use crate::cli::{Cli, Command};
 
-fn parse(line: &str) -> Result<FileServerArgs, clap::Error> {
+pub(super) fn parse(line: &str) -> Result<FileServerArgs, clap::Error> {
     let args = under_alias(line.split(' ').map(OsString::from).collect());
     match Cli::try_parse_from(args)?.command {
         Some(Command::Fs(args)) => Ok(*args),
@@ -167,6 +167,20 @@ fn every_option_of_virtiofsd_is_known() {
 }
 
 #[test]
+fn attributes_are_mapped_in_either_form_and_lists_go_with_a_map_that_leaves_them() {
+    let map = "/map/trusted./user.virtiofs./";
+    for given in [format!("--xattrmap {map}"), format!("-o xattrmap={map}")] {
+        let share = options(&format!("virtiofsd --fd 3 --shared-dir /d {given}")).share;
+        assert_eq!(share.xattr_map, Some(map.parse().unwrap()), "{given}");
+        assert!(share.xattr && !share.posix_acl, "{given}");
+        let share = options(&format!("virtiofsd --fd 3 --shared-dir /d --posix-acl {given}")).share;
+        assert!(share.posix_acl, "{given}");
+    }
+    let without = options("virtiofsd --fd 3 --shared-dir /d --xattr").share;
+    assert_eq!(without.xattr_map, None);
+}
+
+#[test]
 fn what_cannot_be_is_told_with_what_can() {
     for (line, says) in [
         ("virtiofsd --fd 3", "--shared-dir DIR is needed"),
@@ -183,11 +197,22 @@ fn what_cannot_be_is_told_with_what_can() {
             "virtiofsd --fd 3 --shared-dir /d -o cache=some",
             "-o cache=some: allowed: auto",
         ),
-        ("virtiofsd --fd 3 --shared-dir /d -o loglevel=x", "allowed: err"),
+        (
+            "virtiofsd --fd 3 --shared-dir /d -o loglevel=x",
+            "allowed: error|err|warn",
+        ),
         ("virtiofsd --fd 3 --shared-dir /d --tag=", "--tag has 0 bytes"),
         (
-            "virtiofsd --fd 3 --shared-dir /d --xattrmap :map::user.virtiofs.:",
-            "not supported",
+            "virtiofsd --fd 3 --shared-dir /d --xattrmap :ok:all:::bad:all:::",
+            "rule 2: it begins with 'b'",
+        ),
+        (
+            "virtiofsd --fd 3 --shared-dir /d -o xattrmap=:ok:both:::",
+            "-o xattrmap=:ok:both:::: rule 1: scope 'both', allowed: client, server, all",
+        ),
+        (
+            "virtiofsd --fd 3 --shared-dir /d --posix-acl --xattrmap :map::user.virtiofs.:",
+            "--posix-acl and --xattrmap",
         ),
         ("virtiofsd --fd 3 --shared-dir /d --modcaps=chown", "+NAME or -NAME"),
         ("virtiofsd --fd 3 --shared-dir /d --modcaps=+all", "no capability ALL"),

@@ -174,7 +174,7 @@ fn check(config: &ShareConfig) -> Result<(), ShareError> {
             path: config.dir.clone(),
         });
     }
-    if config.posix_acl && config.xattr_map.as_ref().is_some_and(|map| !xattrs::keeps_acl(map)) {
+    if config.posix_acl && config.xattr_map.as_ref().is_some_and(|map| !map.keeps_acl()) {
         return Err(ShareError::AclRenamed {
             path: config.dir.clone(),
         });

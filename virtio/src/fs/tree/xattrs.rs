@@ -32,7 +32,7 @@ use super::proc::Number;
 use super::{attributes, thread};
 use crate::fs::filesystem::{Creation, Node};
 use crate::fs::protocol::tail::xattr_name;
-use crate::fs::xattr_map::{Refusal, XattrMap};
+use crate::fs::xattr_map::{ACL_NAMES, Refusal, XattrMap};
 
 /// Longest value, and longest list of names (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX` of linux/limits.h).
 const MOST_BYTES: usize = 65_536;
@@ -44,8 +44,6 @@ const ACL_USER: u16 = 0x02;
 const ACL_GROUP: u16 = 0x08;
 /// What overlayfs keeps of its files (`OVL_XATTR_TRUSTED_PREFIX` of `fs/overlayfs/overlayfs.h`).
 const OVERLAY: &[u8] = b"trusted.overlay.";
-/// Access control lists.
-const ACL_NAMES: [&CStr; 2] = [c"system.posix_acl_access", c"system.posix_acl_default"];
 /// What a program may do beyond its user (capabilities(7)).
 const CAPABILITY: &CStr = c"security.capability";
 /// Set-group-ID, in a mode.
@@ -260,12 +258,7 @@ pub(super) fn has_trusted() -> bool {
 /// What the host calls the guest's [`CAPABILITY`], if `map` has another name for it.
 pub(super) fn mapped_capability(map: &XattrMap) -> Option<CString> {
     let name = map.to_host(CAPABILITY).ok()?;
-    (&*name != CAPABILITY).then(|| name.into_owned())
-}
-
-/// Whether access control lists are what they are on the host, which goes by them, in the guest.
-pub(super) fn keeps_acl(map: &XattrMap) -> bool {
-    ACL_NAMES.iter().all(|name| map.keeps(name))
+    (*name != *CAPABILITY).then(|| name.into_owned())
 }
 
 fn is_acl(name: &[u8]) -> bool {

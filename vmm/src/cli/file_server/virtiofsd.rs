@@ -1,7 +1,9 @@
 //! What `husk fs` has of virtiofsd's command line beside its options: its name, the words of `-o`, and options that have no effect.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
 use std::path::Path;
+use std::str::FromStr;
 
 use clap::ValueEnum;
 
@@ -84,61 +86,162 @@ impl FileServerArgs {
         given.map(|(_, option, why)| (option, why)).collect()
     }
 
-    /// One of `-o`.
+    /// One word of `-o`.
     pub(super) fn take_old(&mut self, text: &str) -> Result<(), FileServerUsage> {
-        if let Some((option, value)) = text.split_once('=') {
-            return self.take_old_value(option, value);
-        }
-        match text {
-            "xattr" => self.xattr = true,
-            "no_xattr" => self.xattr = false,
-            "readdirplus" => self.no_readdirplus = false,
-            "no_readdirplus" => self.no_readdirplus = true,
-            "writeback" => self.writeback = true,
-            "no_writeback" => self.writeback = false,
-            "allow_direct_io" => self.allow_direct_io = true,
-            "no_allow_direct_io" => self.allow_direct_io = false,
-            "announce_submounts" => self.no_announce_submounts = false,
-            "no_announce_submounts" => self.no_announce_submounts = true,
-            "killpriv_v2" => (self.killpriv_v2, self.no_killpriv_v2) = (true, false),
-            "no_killpriv_v2" => (self.killpriv_v2, self.no_killpriv_v2) = (false, true),
-            "posix_acl" => self.posix_acl = Negotiation::Always,
-            "no_posix_acl" => self.posix_acl = Negotiation::Never,
-            "security_label" => self.security_label = Negotiation::Always,
-            "no_security_label" => self.security_label = Negotiation::Never,
-            // One switch for both kinds.
-            "no_posix_lock" | "no_flock" => self.locks = false,
-            _ => return Err(FileServerUsage::Old(text.into())),
-        }
-        Ok(())
-    }
-
-    fn take_old_value(&mut self, option: &str, value: &str) -> Result<(), FileServerUsage> {
-        let bad = |allowed| FileServerUsage::OldValue {
-            option: option.into(),
-            value: value.into(),
-            allowed,
+        let unknown = || FileServerUsage::Old {
+            text: text.into(),
+            allowed: forms(),
         };
-        match option {
-            "source" => self.shared_dir = Some(value.into()),
-            "cache" => {
-                let found = CacheMode::from_str(value, true);
-                self.cache = found.map_err(|_| bad("auto, always, none, metadata"))?;
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (text, None),
+        };
+        let (base, on) = match name.strip_prefix("no_") {
+            Some(base) => (base, false),
+            None => (name, true),
+        };
+        let word = OLD.iter().find(|word| match word.takes {
+            Takes::Value { .. } => word.name == name && value.is_some(),
+            Takes::Switch(_) => word.name == base && value.is_none(),
+            Takes::Off(_) => word.name == base && value.is_none() && !on,
+        });
+        match (word.ok_or_else(unknown)?.takes, value) {
+            (Takes::Switch(set), _) => set(self, on),
+            (Takes::Off(set), _) => set(self),
+            (Takes::Value { take, .. }, value) => {
+                let value = value.unwrap_or_default();
+                take(self, value).map_err(|why| FileServerUsage::OldValue {
+                    option: name.into(),
+                    value: value.into(),
+                    why,
+                })?;
             }
-            "loglevel" => {
-                let found = Level::from_str(value, true);
-                self.log_level = found.map_err(|_| bad("err, warn, info, debug"))?;
-            }
-            "sandbox" => {
-                let found = SandboxMode::from_str(value, true);
-                self.sandbox = found.map_err(|_| bad("namespace, chroot"))?;
-            }
-            "modcaps" => self.modcaps = Some(value.parse().map_err(|_| bad("+NAME and -NAME, joined by colons"))?),
-            "xattrmap" => self.xattrmap = Some(value.into()),
-            _ => return Err(FileServerUsage::Old(format!("{option}={value}"))),
         }
         Ok(())
     }
+}
+
+/// A word of `-o`.
+struct OldWord {
+    name: &'static str,
+    takes: Takes,
+}
+
+/// What a word of `-o` has.
+#[derive(Clone, Copy)]
+enum Takes {
+    /// A value behind `=`, of the form that `form` says. The error says why it is none.
+    Value {
+        form: fn() -> String,
+        take: fn(&mut FileServerArgs, &str) -> Result<(), String>,
+    },
+    /// Nothing; `no_` before it means the opposite.
+    Switch(fn(&mut FileServerArgs, bool)),
+    /// Nothing, and `no_` always before it.
+    Off(fn(&mut FileServerArgs)),
+}
+
+/// All words of `-o`. Help and errors say what is here.
+const OLD: &[OldWord] = &[
+    value(
+        "source",
+        || "DIR".into(),
+        |args, value| {
+            args.shared_dir = Some(value.into());
+            Ok(())
+        },
+    ),
+    value("cache", one_of::<CacheMode>, |args, value| {
+        take_one_of(&mut args.cache, value)
+    }),
+    value("loglevel", one_of::<Level>, |args, value| {
+        take_one_of(&mut args.log_level, value)
+    }),
+    value("sandbox", one_of::<SandboxMode>, |args, value| {
+        take_one_of(&mut args.sandbox, value)
+    }),
+    value(
+        "modcaps",
+        || "LIST".into(),
+        |args, value| take_parsed(&mut args.modcaps, value),
+    ),
+    value(
+        "xattrmap",
+        || "RULES".into(),
+        |args, value| take_parsed(&mut args.xattrmap, value),
+    ),
+    switch("xattr", |args, on| args.xattr = on),
+    switch("readdirplus", |args, on| args.no_readdirplus = !on),
+    switch("writeback", |args, on| args.writeback = on),
+    switch("allow_direct_io", |args, on| args.allow_direct_io = on),
+    switch("announce_submounts", |args, on| args.no_announce_submounts = !on),
+    switch("killpriv_v2", |args, on| {
+        (args.killpriv_v2, args.no_killpriv_v2) = (on, !on)
+    }),
+    switch("posix_acl", |args, on| args.posix_acl = negotiation(on)),
+    switch("security_label", |args, on| args.security_label = negotiation(on)),
+    // One switch for both kinds.
+    off("posix_lock", |args| args.locks = false),
+    off("flock", |args| args.locks = false),
+];
+
+const fn value(
+    name: &'static str,
+    form: fn() -> String,
+    take: fn(&mut FileServerArgs, &str) -> Result<(), String>,
+) -> OldWord {
+    let takes = Takes::Value { form, take };
+    OldWord { name, takes }
+}
+
+const fn switch(name: &'static str, set: fn(&mut FileServerArgs, bool)) -> OldWord {
+    let takes = Takes::Switch(set);
+    OldWord { name, takes }
+}
+
+const fn off(name: &'static str, set: fn(&mut FileServerArgs)) -> OldWord {
+    let takes = Takes::Off(set);
+    OldWord { name, takes }
+}
+
+fn negotiation(on: bool) -> Negotiation {
+    if on { Negotiation::Always } else { Negotiation::Never }
+}
+
+/// Every name of a value, with those that are not in the help of its option.
+fn one_of<T: ValueEnum>() -> String {
+    let values = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+    let names = values.flat_map(|value| value.get_name_and_aliases().map(String::from).collect::<Vec<_>>());
+    names.collect::<Vec<_>>().join("|")
+}
+
+fn take_one_of<T: ValueEnum>(to: &mut T, value: &str) -> Result<(), String> {
+    *to = T::from_str(value, true).map_err(|_| format!("allowed: {}", one_of::<T>()))?;
+    Ok(())
+}
+
+fn take_parsed<T: FromStr<Err: Display>>(to: &mut Option<T>, value: &str) -> Result<(), String> {
+    *to = Some(value.parse().map_err(|error: T::Err| error.to_string())?);
+    Ok(())
+}
+
+/// How each word is written.
+fn forms() -> String {
+    let form = |word: &OldWord| match word.takes {
+        Takes::Value { form, .. } => format!("{}={}", word.name, form()),
+        Takes::Switch(_) => format!("[no_]{}", word.name),
+        Takes::Off(_) => format!("no_{}", word.name),
+    };
+    OLD.iter().map(form).collect::<Vec<_>>().join(", ")
+}
+
+/// The help of `-o`.
+pub(super) fn old_help() -> String {
+    format!(
+        "Options as virtiofsd's predecessor had them, joined by commas; repeatable. They count over options of their own\n\n\
+         {}. What they mean is said where the option of that name is: source is --shared-dir, no_posix_lock and no_flock take --locks back",
+        forms()
+    )
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-use super::super::tests::options;
+use super::super::tests::{options, parse, refused};
 use super::*;
 
 #[test]
@@ -48,4 +48,53 @@ fn what_the_program_can_do_is_json() {
     let features = found["features"].as_array().unwrap();
     assert!(features.contains(&"separate-options".into()));
     assert!(!features.contains(&"migrate-precopy".into()));
+}
+
+/// What `-o word` makes of the options, or why it makes nothing.
+fn with(word: &str) -> Result<FileServerArgs, String> {
+    let mut args = parse("husk fs").unwrap();
+    args.take_old(word).map_err(|error| error.to_string())?;
+    Ok(args)
+}
+
+#[test]
+fn every_word_of_the_old_form_is_taken_and_told_as_its_table_has_it() {
+    let (help, unknown) = (old_help(), with("dax").unwrap_err());
+    assert_eq!(unknown, format!("-o dax is not known, allowed: {}", forms()));
+    for word in OLD {
+        let name = word.name;
+        let form = match word.takes {
+            Takes::Value { form, .. } => format!("{name}={}", form()),
+            Takes::Switch(_) => format!("[no_]{name}"),
+            Takes::Off(_) => format!("no_{name}"),
+        };
+        assert!(help.contains(&form) && unknown.contains(&form), "{form}");
+        match word.takes {
+            Takes::Switch(_) => {
+                let (on, off) = (with(name).unwrap(), with(&format!("no_{name}")).unwrap());
+                assert_ne!(format!("{on:?}"), format!("{off:?}"), "{name} changes nothing");
+                with(&format!("{name}=on")).unwrap_err();
+            }
+            Takes::Off(_) => {
+                with(&format!("no_{name}")).unwrap();
+                with(name).unwrap_err();
+            }
+            Takes::Value { form, .. } => {
+                with(name).unwrap_err();
+                with(&format!("no_{name}=x")).unwrap_err();
+                let choices = form();
+                if !choices.contains('|') {
+                    continue;
+                }
+                for choice in choices.split('|') {
+                    with(&format!("{name}={choice}")).unwrap();
+                }
+                let told = with(&format!("{name}=x")).unwrap_err();
+                assert_eq!(told, format!("-o {name}=x: allowed: {choices}"));
+            }
+        }
+    }
+    assert!(
+        refused("virtiofsd --fd 3 --shared-dir /d -o modcaps=x").contains("-o modcaps=x: 'x': allowed: +NAME or -NAME")
+    );
 }
