@@ -291,6 +291,18 @@ fn what_cannot_be_served_is_told_in_a_line() {
             1,
             "--uid-map",
         ),
+        (
+            vec![
+                "--socket-path",
+                &socket,
+                "--shared-dir",
+                &shared,
+                "--label",
+                "no:such:label",
+            ],
+            1,
+            "with the label no:such:label: it takes a host with SELinux that knows it",
+        ),
     ] {
         let output = husk_fs(&arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");

@@ -2,6 +2,7 @@
 
 mod virtiofsd;
 
+use std::ffi::CString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -14,7 +15,7 @@ use log::LevelFilter;
 pub(super) use self::virtiofsd::{CAPABILITIES, under_alias};
 use self::virtiofsd::{InodeFileHandles, MigrationMode, MigrationOnError};
 use super::translation::translation;
-use crate::config::{CacheMode, IdKind, IdTranslation};
+use crate::config::{CacheMode, IdKind, IdTranslation, MAX_LABEL_BYTES, is_label};
 use crate::fs::{Capabilities, IdRange, Listen, Options, Sandbox};
 use crate::seccomp::Mode;
 
@@ -85,6 +86,9 @@ pub struct FileServerArgs {
     /// Store the security label that the guest gives a new file; with it --xattr
     #[arg(long, value_enum, require_equals = true, num_args = 0..=1, default_value_t = Negotiation::Never, default_missing_value = "always", value_name = "WHEN", help_heading = "How to share")]
     pub security_label: Negotiation,
+    /// SELinux label of all that is made, user:role:type or user:role:type:level; the guest's own are not stored then
+    #[arg(long, value_name = "LABEL", help_heading = "How to share")]
+    pub label: Option<String>,
     /// Have the guest's locks be locks of the host, which other guests see as well
     ///
     /// Without it they are the guest's own, as with virtiofsd. A process of the guest that waits for a lock of the host cannot be
@@ -303,6 +307,11 @@ pub enum FileServerUsage {
         "--posix-acl and --xattrmap, which does not leave system.posix_acl_access and system.posix_acl_default as they are"
     )]
     AclRenamed,
+    /// A label that no kernel could take.
+    #[error(
+        "--label {0} is no SELinux label, written as user:role:type or user:role:type:level, up to {MAX_LABEL_BYTES} bytes"
+    )]
+    Label(String),
 }
 
 impl FileServerArgs {
@@ -318,6 +327,11 @@ impl FileServerArgs {
         if posix_acl && self.xattrmap.as_ref().is_some_and(|map| !map.keeps_acl()) {
             return Err(FileServerUsage::AclRenamed);
         }
+        let label = self.label.take().map(|label| {
+            let taken = CString::new(&*label).ok().filter(|_| is_label(&label));
+            taken.ok_or(FileServerUsage::Label(label))
+        });
+        let label = label.transpose()?;
         let of = |option, ranges: &[IdTranslation]| {
             let one_way = ranges.iter().find(|range| range.kind != IdKind::Map);
             one_way.map(|range| FileServerUsage::AclOneWay(option, *range))
@@ -352,6 +366,7 @@ impl FileServerArgs {
             allow_mmap: self.allow_mmap,
             xattr: self.xattr || posix_acl || security_label || self.xattrmap.is_some(),
             xattr_map: self.xattrmap,
+            label,
             // It takes --modcaps +sys_admin.
             overlay_xattr: true,
             posix_acl,

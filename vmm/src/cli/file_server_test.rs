@@ -181,6 +181,14 @@ fn attributes_are_mapped_in_either_form_and_lists_go_with_a_map_that_leaves_them
 }
 
 #[test]
+fn what_is_made_has_a_label_of_the_shares_own() {
+    let share = options("husk fs --fd 3 --shared-dir /d --label u:r:t:s0:c1,c2").share;
+    assert_eq!(share.label.as_deref(), Some(c"u:r:t:s0:c1,c2"));
+    assert!(!share.xattr, "it takes none");
+    assert_eq!(options("husk fs --fd 3 --shared-dir /d").share.label, None);
+}
+
+#[test]
 fn what_cannot_be_is_told_with_what_can() {
     for (line, says) in [
         ("virtiofsd --fd 3", "--shared-dir DIR is needed"),
@@ -213,6 +221,10 @@ fn what_cannot_be_is_told_with_what_can() {
         (
             "virtiofsd --fd 3 --shared-dir /d --posix-acl --xattrmap :map::user.virtiofs.:",
             "--posix-acl and --xattrmap",
+        ),
+        (
+            "virtiofsd --fd 3 --shared-dir /d --label u:r",
+            "--label u:r is no SELinux label, written as user:role:type",
         ),
         ("virtiofsd --fd 3 --shared-dir /d --modcaps=chown", "+NAME or -NAME"),
         ("virtiofsd --fd 3 --shared-dir /d --modcaps=+all", "no capability ALL"),

@@ -50,6 +50,7 @@ pub use options::{BootProtocol, ResizeTimeout, RunOptions};
 pub use path::PathError;
 pub use reclaim::Reclaim;
 pub use share::{MAX_FS_QUEUES, ShareError};
+pub(crate) use share::{MAX_LABEL_BYTES, is_label};
 pub use size::Size;
 pub use sockets::OwnSockets;
 pub use translation::{IdKind, IdTranslation, MAX_RANGES};

@@ -15,7 +15,7 @@ pub const MAX_FS_QUEUES: u16 = QUEUES_MAX - 1;
 const MAX_TAG_BYTES: usize = husk_virtio::fs::TAG_BYTES;
 
 /// The most bytes of a label: those of an extended attribute that file systems keep in an inode, with room to spare.
-const MAX_LABEL_BYTES: usize = 255;
+pub(crate) const MAX_LABEL_BYTES: usize = 255;
 
 /// Why a share cannot be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
