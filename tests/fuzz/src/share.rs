@@ -135,6 +135,9 @@ fn config(fixture: &ShareFixture, script: &mut Script<'_>) -> Option<ShareConfig
     config.allow_direct_io = has(2);
     config.xattr = has(3);
     config.posix_acl = has(3) && has(4);
+    // One that leaves access control lists as they are.
+    let map = ":map:security.:user.f.:".parse().expect("a map is the last rule");
+    config.xattr_map = (cache & 4 != 0).then_some(map);
     config.announce_submounts = has(5);
     config.locks = has(6);
     config.cache = [Cache::Auto, Cache::Never, Cache::Always, Cache::Metadata][usize::from(cache & 3)];
