@@ -1,3 +1,6 @@
+use proptest::prelude::*;
+use proptest::sample::select;
+
 use super::*;
 
 fn map_of(text: &str) -> XattrMap {
@@ -168,5 +171,51 @@ fn what_is_wrong_with_rules_is_told_with_the_number_of_the_rule() {
     ] {
         let told = text.parse::<XattrMap>().unwrap_err().to_string();
         assert!(told.contains(says), "{text}: {told}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    #[test]
+    fn any_text_is_read_or_refused(text in "[ \n:/]{0,2}(ok|bad|map|prefix|all|client|server|[:/ a-c.é])*") {
+        if let Ok(map) = text.parse::<XattrMap>() {
+            // Of every name something is known, and it is no longer than names are.
+            for name in [c"a", c"user.a", c"c.b.a"] {
+                let there = map.to_host(name);
+                prop_assert_ne!(&there, &Err(Refusal::Unsupported));
+                prop_assert!(there.is_err() || there.unwrap().count_bytes() <= NAME_MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn names_become_what_the_first_rule_that_fits_says(
+        rules in prop::collection::vec(
+            (select(vec!["prefix", "ok", "bad", "unsupported"]), select(vec!["client", "server", "all"]), "[ab]{0,2}", "[ab]{0,2}"),
+            0..5,
+        ),
+        name in "[ab]{1,4}",
+    ) {
+        let all: Vec<_> = rules.into_iter().chain([("ok", "all", String::new(), String::new())]).collect();
+        let text: String = all.iter().map(|(kind, scope, key, prepend)| format!(" /{kind}/{scope}/{key}/{prepend}/")).collect();
+        let map = map_of(&text);
+        let first = |other: &str, begins: &dyn Fn(&str, &str) -> bool| {
+            let found = all.iter().find(|(_, scope, key, prepend)| *scope != other && begins(key, prepend));
+            found.cloned().unwrap()
+        };
+        let (kind, _, _, prepend) = first("server", &|key, _| name.starts_with(key));
+        prop_assert_eq!(there(&map, &name), match kind {
+            "prefix" => Ok(format!("{prepend}{name}")),
+            "ok" => Ok(name.clone()),
+            "bad" => Err(Refusal::Bad),
+            _ => Err(Refusal::Unsupported),
+        });
+        let (kind, _, _, prepend) = first("client", &|_, prepend| name.starts_with(prepend));
+        prop_assert_eq!(here(&map, &name), match kind {
+            "prefix" => Some(name[prepend.len()..].to_string()),
+            "ok" => Some(name.clone()),
+            _ => None,
+        });
     }
 }
