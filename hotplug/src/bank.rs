@@ -260,6 +260,11 @@ impl Bank {
         (0..).zip(self.entries.iter().map(|entry| entry.state))
     }
 
+    /// The state of `slot`, if there is one.
+    pub(crate) fn state(&self, slot: u32) -> Option<State> {
+        Some(self.find(slot)?.state)
+    }
+
     pub(crate) fn pinned(&self, slot: u32) -> bool {
         self.find(slot).is_some_and(|entry| entry.pinned)
     }

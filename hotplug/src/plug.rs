@@ -22,6 +22,9 @@ pub trait Plug: Send {
     /// The host refused. Nothing may be left of the unit.
     fn create(&mut self, slot: u32, unit: Self::Unit) -> Result<(), PlugError>;
 
+    /// Takes `unit` apart, which was to fill a slot and does not. Must not wait.
+    fn discard(&mut self, _unit: Self::Unit) {}
+
     /// Begins to take the unit away, after the guest let go: out of the guest's reach, its threads asked to stop. Whether
     /// [`Plug::destroy`] would wait for nothing. Called again by each [`Hotplug::reap`] until it does; must not wait itself.
     fn retire(&mut self, _slot: u32) -> bool {
@@ -111,8 +114,11 @@ impl<P: Plug> Hotplug<P> {
     /// # Errors
     /// The slot is not empty, or the host cannot create the unit; the guest has heard nothing.
     pub fn add(&mut self, slot: u32, unit: P::Unit) -> Result<OutcomeReceiver, HotplugError> {
-        if self.state(slot) == Some(State::Ejected { wanted: false }) {
-            self.complete_eject(slot)?;
+        if self.state(slot) == Some(State::Ejected { wanted: false })
+            && let Err(error) = self.complete_eject(slot)
+        {
+            self.plug.discard(unit);
+            return Err(error);
         }
         self.create(slot, unit, Event::Offer)?;
         let (sender, receiver) = OutcomeReceiver::with(self.waker.clone());
@@ -129,14 +135,28 @@ impl<P: Plug> Hotplug<P> {
     /// The slot is empty, or the successor could not be created at once.
     pub fn reclaim(&mut self, slot: u32, unit: P::Unit) -> Result<OutcomeReceiver, HotplugError> {
         let (sender, receiver) = OutcomeReceiver::with(self.waker.clone());
-        let state = self.bank().apply(slot, Event::Reclaim, Some(sender))?;
-        if wanted(state) {
-            self.successors.insert(slot, unit);
+        let applied = self.bank().apply(slot, Event::Reclaim, Some(sender));
+        let unneeded = match applied {
+            Ok(state) if wanted(state) => self.successors.insert(slot, unit),
+            _ => Some(unit),
+        };
+        if let Some(unit) = unneeded {
+            self.plug.discard(unit);
         }
+        let state = applied?;
         if matches!(state, State::Ejected { .. }) {
             self.complete_eject(slot)?;
         }
         Ok(receiver)
+    }
+
+    /// Wants `slot` to stay after all, if the guest has not heard that it is to let go of it. Whether it was so: otherwise nothing has changed.
+    /// The removal's outcome is [`Outcome::Withdrawn`](crate::outcome::Outcome::Withdrawn).
+    pub fn take_back(&mut self, slot: u32) -> bool {
+        // The guest takes events under this lock, so what it has not heard it never will.
+        let mut bank = self.bank();
+        let is_unheard = matches!(bank.state(slot), Some(State::Asked { seen: false, .. }));
+        is_unheard && bank.apply(slot, Event::Reclaim, None).is_ok()
     }
 
     /// Asks the guest to let go of a slot. The outcome comes with its `_EJ0`, or with the `_OST` that refuses. A unit
@@ -148,7 +168,7 @@ impl<P: Plug> Hotplug<P> {
     pub fn remove(&mut self, slot: u32) -> Result<OutcomeReceiver, HotplugError> {
         let (sender, receiver) = OutcomeReceiver::with(self.waker.clone());
         let state = self.bank().apply(slot, Event::Ask, Some(sender))?;
-        self.successors.remove(&slot);
+        self.discard_successor(slot);
         if matches!(state, State::Ejected { .. }) {
             self.complete_eject(slot)?;
         }
@@ -162,7 +182,7 @@ impl<P: Plug> Hotplug<P> {
     /// There is no such slot, or the host cannot destroy an offered unit.
     pub fn expire(&mut self, slot: u32) -> Result<State, HotplugError> {
         let state = self.bank().apply(slot, Event::Expire, None)?;
-        self.successors.remove(&slot);
+        self.discard_successor(slot);
         if matches!(state, State::Ejected { .. }) {
             self.complete_eject(slot)?;
         }
@@ -176,6 +196,7 @@ impl<P: Plug> Hotplug<P> {
     /// # Errors
     /// The first failure of the host; the other slots are served all the same, and those that failed will be tried again.
     pub fn reap(&mut self) -> Result<Vec<u32>, HotplugError> {
+        self.discard_unneeded();
         let slots: Vec<u32> = self.matching(|state| matches!(state, State::Ejected { .. }));
         let mut failure = None;
         let mut reaped = Vec::new();
@@ -191,9 +212,7 @@ impl<P: Plug> Hotplug<P> {
 
     /// Where a slot is, or `None` if there is no such slot.
     pub fn state(&self, slot: u32) -> Option<State> {
-        self.bank()
-            .states()
-            .find_map(|(number, state)| (number == slot).then_some(state))
+        self.bank().state(slot)
     }
 
     /// How many slots the guest has: what to report as the present size.
@@ -281,13 +300,34 @@ impl<P: Plug> Hotplug<P> {
 
     /// Creates a unit for `event`. Only the control thread fills an empty slot, so what was allowed before is allowed after.
     fn create(&mut self, slot: u32, unit: P::Unit, event: Event) -> Result<(), HotplugError> {
-        self.bank().check(slot, event)?;
+        let allowed = self.bank().check(slot, event);
+        if let Err(error) = allowed {
+            self.plug.discard(unit);
+            return Err(error.into());
+        }
         self.plug
             .create(slot, unit)
             .map_err(|source| HotplugError::Plug { slot, source })?;
         let extent = self.plug.extent(slot);
         self.bank().describe(slot, extent)?;
         Ok(())
+    }
+
+    /// Where the guest would not let go of what was wanted again, that stays and nothing takes its place.
+    fn discard_unneeded(&mut self) {
+        let slots: Vec<u32> = self.successors.keys().copied().collect();
+        for slot in slots {
+            if !self.state(slot).is_some_and(wanted) {
+                self.discard_successor(slot);
+            }
+        }
+    }
+
+    /// Nobody wants anything in `slot` once the guest has let go of what is there.
+    fn discard_successor(&mut self, slot: u32) {
+        if let Some(unit) = self.successors.remove(&slot) {
+            self.plug.discard(unit);
+        }
     }
 
     /// Destroys an ejected unit and, if the slot is wanted, creates and offers its successor. Whether the unit was ready for that.
@@ -299,10 +339,11 @@ impl<P: Plug> Hotplug<P> {
             .destroy(slot)
             .map_err(|source| HotplugError::Plug { slot, source })?;
         self.bank().describe(slot, Extent::default())?;
-        let unit = self.successors.remove(&slot);
         let mut created = Ok(());
-        if self.state(slot).is_some_and(wanted) {
-            created = unit.map_or(Ok(()), |unit| self.create(slot, unit, Event::Destroyed));
+        if !self.state(slot).is_some_and(wanted) {
+            self.discard_successor(slot);
+        } else if let Some(unit) = self.successors.remove(&slot) {
+            created = self.create(slot, unit, Event::Destroyed);
             if created.is_err() {
                 // Nothing will come, so nobody may wait for it: the grow is withdrawn and the slot becomes empty.
                 self.bank().apply(slot, Event::Ask, None)?;

@@ -18,6 +18,8 @@ struct Blocks {
     cannot_create: bool,
     cannot_destroy: bool,
     is_busy: bool,
+    /// What was created, or discarded.
+    used: Vec<u64>,
 }
 
 fn unless(broken: bool, what: &str) -> Result<(), PlugError> {
@@ -32,9 +34,14 @@ impl Plug for Blocks {
     type Unit = u64;
 
     fn create(&mut self, slot: u32, size: u64) -> Result<(), PlugError> {
+        self.used.push(size);
         unless(self.cannot_create, "create a block")?;
         assert_eq!(self.there.insert(slot, size), None, "a slot is filled once");
         Ok(())
+    }
+
+    fn discard(&mut self, size: u64) {
+        self.used.push(size);
     }
 
     fn retire(&mut self, _slot: u32) -> bool {
@@ -395,6 +402,44 @@ fn a_grow_follows_a_shrink_that_the_guest_carried_out() {
 }
 
 #[test]
+fn what_the_guest_has_not_been_asked_for_yet_is_taken_back_and_nothing_else() {
+    let mut machine = Machine::grown();
+    assert!(!machine.host.take_back(1), "nobody was to ask");
+    let shrink = machine.host.remove(1).unwrap();
+    assert!(machine.host.take_back(1));
+    assert_eq!((answer(&shrink), machine.state(1)), (Outcome::Withdrawn, State::Present));
+    assert_eq!(machine.take(), 0, "the guest hears nothing");
+    let shrink = machine.host.remove(1).unwrap();
+    machine.take();
+    assert!(!machine.host.take_back(1), "it has heard");
+    machine.eject(1);
+    assert!(!machine.host.take_back(1));
+    assert_eq!(answer(&shrink), Outcome::Accepted);
+    assert!(!machine.host.take_back(9), "there is no such slot");
+}
+
+/// The guest keeps what it was asked for, or nobody wants the slot any more.
+#[test]
+fn a_successor_that_has_no_place_any_more_is_discarded() {
+    for refuses in [false, true] {
+        let mut machine = Machine::grown();
+        drop(machine.host.remove(1).unwrap());
+        machine.take();
+        drop(machine.host.reclaim(1, 99).unwrap());
+        let used = |machine: &Machine| machine.host.plug().used.contains(&99);
+        assert!(!used(&machine), "it is wanted");
+        if refuses {
+            machine.ost(1, 3, 0x82);
+            machine.host.reap().unwrap();
+            assert_eq!(machine.there(), [(0, 1), (1, 10)]);
+        } else {
+            drop(machine.host.remove(1).unwrap());
+        }
+        assert!(used(&machine));
+    }
+}
+
+#[test]
 fn a_grow_whose_unit_cannot_be_created_is_withdrawn() {
     let mut machine = Machine::grown();
     drop(machine.host.remove(1).unwrap());
@@ -518,6 +563,7 @@ fn slots_are_chosen_from_the_ends() {
 enum Act {
     Add(u32),
     Reclaim(u32),
+    TakeBack(u32),
     Remove(u32),
     Expire(u32),
     Ejected,
@@ -535,6 +581,7 @@ fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         slot.clone().prop_map(Act::Add),
         slot.clone().prop_map(Act::Reclaim),
+        slot.clone().prop_map(Act::TakeBack),
         slot.clone().prop_map(Act::Remove),
         slot.prop_map(Act::Expire),
         Just(Act::Ejected),
@@ -549,7 +596,8 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    /// Exactly the slots that are not empty have a unit, whatever host and guest do, and in the end all of it can be cleared.
+    /// Exactly the slots that are not empty have a unit, whatever host and guest do, and in the end all of it can be cleared. What was to fill
+    /// one is created or discarded, once.
     #[test]
     fn units_and_slots_agree(
         kind in prop::sample::select(vec![SlotKind::Cpu, SlotKind::Memory, SlotKind::Pci]),
@@ -557,10 +605,20 @@ proptest! {
     ) {
         let mut machine = Machine::of(kind);
         let mut receivers = Vec::new();
+        let mut units = 1..;
+        let mut unit = || units.next().unwrap();
+        assert_eq!(unit(), 1, "that of the start");
         for act in acts {
             match act {
-                Act::Add(slot) => receivers.extend(machine.host.add(slot, 5)),
-                Act::Reclaim(slot) => receivers.extend(machine.host.reclaim(slot, 6)),
+                Act::Add(slot) => receivers.extend(machine.host.add(slot, unit())),
+                Act::Reclaim(slot) => receivers.extend(machine.host.reclaim(slot, unit())),
+                Act::TakeBack(slot) => {
+                    let before = machine.state(slot);
+                    let is_back = machine.host.take_back(slot);
+                    prop_assert!(is_back || machine.state(slot) == before);
+                    let is_asked = matches!(machine.state(slot), State::Asked { .. });
+                    prop_assert!(!(is_back && is_asked));
+                }
                 Act::Remove(slot) => receivers.extend(machine.host.remove(slot)),
                 Act::Expire(slot) => drop(machine.host.expire(slot)),
                 Act::Ejected => drop(machine.host.reap()),
@@ -592,6 +650,9 @@ proptest! {
         }
         machine.host.reap().unwrap();
         prop_assert_eq!(machine.there(), [(0, 1)]);
+        let mut used = std::mem::take(&mut machine.host.plug_mut().used);
+        used.sort_unstable();
+        prop_assert_eq!(used, (1..unit()).collect::<Vec<_>>());
         // Each receiver gets one outcome, by an answer or because nobody will answer any more.
         drop(machine);
         for receiver in receivers {
