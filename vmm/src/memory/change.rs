@@ -23,12 +23,29 @@ fn bytes_of(part: &Range<u64>) -> u64 {
 }
 
 impl AddressSpace {
-    /// Takes all steps, or none.
-    pub(super) fn add(&self, parts: Parts, placement: Placement) -> Result<Box<Parts>, MemoryError> {
+    /// Takes the first step. Waits for nobody.
+    pub(super) fn take_place(&self, mut parts: Box<Parts>, placement: Placement) -> Result<Box<Parts>, MemoryError> {
+        let (kind, bytes, step) = (parts.info.kind, parts.info.bytes, Step::Place);
+        match self.forward(&mut parts, step, placement) {
+            Ok(()) => {
+                parts.reached = Some(step);
+                Ok(parts)
+            }
+            Err(source) => Err(MemoryError::Add {
+                kind,
+                bytes,
+                step,
+                source,
+            }),
+        }
+    }
+
+    /// Takes all steps that `parts` has not taken yet, or takes back those that it has.
+    pub(super) fn add(&self, parts: Box<Parts>, placement: Placement) -> Result<Box<Parts>, MemoryError> {
         let kind = parts.info.kind;
         let _one = self.change(kind);
         self.collect_left(kind);
-        let added = self.carry_on(Box::new(parts), placement);
+        let added = self.carry_on(parts, placement);
         self.collect_left(kind);
         added
     }
@@ -202,7 +219,7 @@ impl AddressSpace {
     }
 
     /// The addresses of `parts` are free, and its pages go for good when nobody uses them.
-    fn free(&self, parts: Parts) {
+    pub(super) fn free(&self, parts: Parts) {
         let mut map = self.address_map();
         if parts.reached >= Some(Step::Place) {
             map.free(&parts.info);

@@ -39,7 +39,7 @@ pub use address_map::MapGeneration;
 pub use blocks::Blocks;
 pub(crate) use host::read_from_start;
 pub use host::{GroupLimit, HostError};
-pub use region::{Region, RemoveError};
+pub use region::{Placed, Region, RemoveError};
 pub use reserve::Reserved;
 pub use space::{AddressSpace, Files};
 pub use steps::{Slots, Step};

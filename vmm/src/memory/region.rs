@@ -4,11 +4,50 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::address_map::Placement;
 use super::backing::PlaceholderPages;
 use super::steps::Parts;
 use super::{AddressSpace, HostError, MemoryError, RegionInfo};
 
-/// Memory that the guest can reach. Dropping it takes it back, so the guest must have let go of it.
+/// Addresses that a region is to have. Dropping it frees them, for which nobody is waited for.
+#[derive(Debug)]
+pub struct Placed {
+    space: Arc<AddressSpace>,
+    /// `None` once it is filled.
+    parts: Option<Box<Parts>>,
+}
+
+impl Placed {
+    pub(super) fn new(space: Arc<AddressSpace>, parts: Box<Parts>) -> Self {
+        Self {
+            space,
+            parts: Some(parts),
+        }
+    }
+
+    /// Makes it memory. The guest can reach that, and knows nothing of it. For a thread that nobody waits for: KVM takes a slot
+    /// when no vCPU is in the middle of a page fault any more.
+    ///
+    /// # Errors
+    /// [`MemoryError::Add`] with the step that failed; the addresses are free again.
+    pub fn fill(mut self) -> Result<Region, MemoryError> {
+        let parts = self.parts.take().expect("taken by this and `drop` alone");
+        let placement = Placement::At(parts.info.gpa);
+        let parts = self.space.add(parts, placement)?;
+        Ok(Region::new(self.space.clone(), parts))
+    }
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        if let Some(parts) = self.parts.take() {
+            self.space.free(*parts);
+        }
+    }
+}
+
+/// Memory that the guest can reach. Dropping it takes it back, so the guest must have let go of it. That waits for KVM as
+/// [`Placed::fill`] does.
 pub struct Region {
     space: Arc<AddressSpace>,
     /// `None` once it is removed.
@@ -118,27 +157,18 @@ impl Region {
         uncovered.map_err(|why| self.refused("reserve", range, why))
     }
 
-    /// Takes it from the guest, which has let go of it, and gives it back to the host. Requests in flight keep their pages until they
-    /// are done.
+    /// Takes it from the guest, which has let go of it, and gives it back to the host: gigabytes take that a while. Requests in flight keep
+    /// their pages until they are done. Waits for KVM as [`Placed::fill`] does.
     ///
     /// # Errors
     /// KVM does not give it back: it is in the error, as it was.
-    pub fn remove(self) -> Result<(), RemoveError> {
-        self.withdraw().map(drop)
-    }
-
-    /// The first half of [`Region::remove`], which takes moments: the guest and devices have it no more. The other one comes as what is left
-    /// of it is dropped.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn withdraw(mut self) -> Result<Withdrawn, RemoveError> {
+    pub fn remove(mut self) -> Result<(), RemoveError> {
         let parts = self.parts.take().expect("taken by this and `drop` alone");
         match self.space.withdraw(parts) {
-            Ok(parts) => Ok(Withdrawn {
-                space: self.space.clone(),
-                parts: Some(parts),
-            }),
+            Ok(parts) => {
+                self.space.release(parts);
+                Ok(())
+            }
             Err((parts, source)) => {
                 self.parts = Some(parts);
                 Err(RemoveError {
@@ -150,7 +180,7 @@ impl Region {
     }
 
     fn parts(&self) -> &Parts {
-        self.parts.as_ref().expect("taken by `withdraw` and `drop` alone")
+        self.parts.as_ref().expect("taken by `remove` and `drop` alone")
     }
 
     /// Where `range` is in the mapping.
@@ -188,22 +218,6 @@ impl Drop for Region {
             Some(Ok(parts)) => self.space.release(parts),
             Some(Err((parts, error))) => self.space.keep(*parts, &error),
             None => {}
-        }
-    }
-}
-
-/// Memory that the guest has no more, and the host has not again. Dropping it gives it back: pages at once, though requests in flight
-/// keep what they use until they are done.
-#[derive(Debug)]
-pub struct Withdrawn {
-    space: Arc<AddressSpace>,
-    parts: Option<Box<Parts>>,
-}
-
-impl Drop for Withdrawn {
-    fn drop(&mut self) {
-        if let Some(parts) = self.parts.take() {
-            self.space.release(parts);
         }
     }
 }

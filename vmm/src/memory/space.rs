@@ -18,7 +18,7 @@ use super::address_map::{AddressMap, MapGeneration, MappedRegion, Placement};
 use super::backing::{Backing, Pages, PlaceholderPages};
 use super::host::{FailedRequest, Host, HostError};
 use super::mapping::Mapping;
-use super::region::Region;
+use super::region::{Placed, Region};
 use super::reserve::Reserved;
 use super::steps::{Parts, Slots, Step, show};
 use super::{BLOCK_BYTES, Kind, MemoryError, RAM_NAME, RegionInfo};
@@ -265,19 +265,29 @@ impl AddressSpace {
         listeners.push(Arc::downgrade(listener));
     }
 
+    /// Takes addresses for `bytes` bytes of memory, wherever there is room in the reserve: [`Step::Place`], for which nobody
+    /// is waited for. [`Placed::fill`] takes the other steps, and may wait.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unit`], or [`MemoryError::Add`] where there is no room; everything is as before.
+    pub fn place(self: &Arc<Self>, kind: Kind, bytes: u64) -> Result<Placed, MemoryError> {
+        let (base, unit) = self
+            .reserve()
+            .map_or((0, BLOCK_BYTES), |reserve| (reserve.base, reserve.unit));
+        let parts = self.parts_in_reserve(kind, base, bytes, unit, None)?;
+        Ok(Placed::new(self.clone(), self.take_place(parts, Placement::Reserve(unit))?))
+    }
+
     /// Adds `bytes` bytes of memory, wherever there is room in the reserve. The guest can reach it, and knows nothing of it:
-    /// whoever has the region tells it, and drops the region if that fails.
+    /// whoever has the region tells it, and drops the region if that fails. Waits for KVM, so for any vCPU in a page fault.
     ///
     /// # Errors
     /// [`MemoryError::Unit`], or [`MemoryError::Add`] with the step that failed; everything is as before.
     pub fn grow(self: &Arc<Self>, kind: Kind, bytes: u64) -> Result<Region, MemoryError> {
-        let (base, unit) = self
-            .reserve()
-            .map_or((0, BLOCK_BYTES), |reserve| (reserve.base, reserve.unit));
-        self.grow_in_reserve(kind, Placement::Reserve(unit), base, bytes, unit, None)
+        self.place(kind, bytes)?.fill()
     }
 
-    /// The most of `bytes` bytes that [`AddressSpace::grow`] has a place for in one piece: whole units of the reserve, 0 if there is none.
+    /// The most of `bytes` bytes that [`AddressSpace::place`] has a place for in one piece: whole units of the reserve, 0 if there is none.
     pub fn room(&self, bytes: u64) -> u64 {
         let reserve = self.reserve();
         reserve.map_or(0, |reserve| self.address_map().room(reserve.unit, bytes))
@@ -288,7 +298,8 @@ impl AddressSpace {
     /// # Errors
     /// As [`AddressSpace::grow`].
     pub fn grow_at(self: &Arc<Self>, kind: Kind, gpa: u64, bytes: u64) -> Result<Region, MemoryError> {
-        self.grow_in_reserve(kind, Placement::At(gpa), gpa, bytes, self.block_bytes(), None)
+        let parts = self.parts_in_reserve(kind, gpa, bytes, self.block_bytes(), None)?;
+        Ok(Region::new(self.clone(), self.add(parts, Placement::At(gpa))?))
     }
 
     /// As [`AddressSpace::grow_at`], of memory for blocks, all of it covered by `placeholder`: the host gives pages for
@@ -302,8 +313,9 @@ impl AddressSpace {
         bytes: u64,
         placeholder: &Arc<PlaceholderPages>,
     ) -> Result<Region, MemoryError> {
-        let (placement, unit) = (Placement::At(gpa), self.block_bytes());
-        self.grow_in_reserve(Kind::VirtioMem, placement, gpa, bytes, unit, Some(placeholder.clone()))
+        let (kind, placeholder) = (Kind::VirtioMem, Some(placeholder.clone()));
+        let parts = self.parts_in_reserve(kind, gpa, bytes, self.block_bytes(), placeholder)?;
+        Ok(Region::new(self.clone(), self.add(parts, Placement::At(gpa))?))
     }
 
     /// Whether RAM is of huge pages, which [`AddressSpace::discard`] does not give back.
@@ -331,7 +343,7 @@ impl AddressSpace {
         let mapping = Mapping::reserve(Backing::file(file, kept, PMEM_NAME), bytes);
         let mapping = mapping.map_err(|error| refused(kind, bytes, self.host.explain_file(bytes, error)))?;
         let parts = Parts::new(kind, Some(name.into()), Arc::new(mapping), 0..bytes);
-        Ok(Region::new(self.clone(), self.add(parts, Placement::Pmem)?))
+        Ok(Region::new(self.clone(), self.add(Box::new(parts), Placement::Pmem)?))
     }
 
     /// Gives back what was removed while requests used it and is used no longer. Whatever changes memory does so as well. Returns whether a
@@ -354,15 +366,15 @@ impl AddressSpace {
         self.address_map().is_leaving(Kind::Pmem)
     }
 
-    fn grow_in_reserve(
-        self: &Arc<Self>,
+    /// A region of the reserve of which nothing is done yet: `bytes` bytes in units of `unit`, at `gpa` or at another multiple of that.
+    fn parts_in_reserve(
+        &self,
         kind: Kind,
-        placement: Placement,
         gpa: u64,
         bytes: u64,
         unit: u64,
         placeholder: Option<Arc<PlaceholderPages>>,
-    ) -> Result<Region, MemoryError> {
+    ) -> Result<Box<Parts>, MemoryError> {
         let Some((_, mapping)) = &self.reserve else {
             return Err(MemoryError::Add {
                 kind,
@@ -375,11 +387,10 @@ impl AddressSpace {
             return Err(MemoryError::Unit { gpa, bytes, unit });
         }
         // Which part of the mapping it is, is known with the place.
-        let parts = Parts {
+        Ok(Box::new(Parts {
             placeholder,
             ..Parts::new(kind, None, mapping.clone(), 0..bytes)
-        };
-        Ok(Region::new(self.clone(), self.add(parts, placement)?))
+        }))
     }
 
     /// RAM of the start: one mapping, a slot for each range.

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, ThreadId};
 
 use husk_devices::memory::{GuestMemory, GuestRegionMmap};
 use husk_virtio::device::MemoryListener;
@@ -25,6 +26,18 @@ pub(crate) struct FakeSlots {
     taken: Mutex<BTreeMap<u32, (u64, u64)>>,
     refuse_map: AtomicBool,
     refuse_unmap: AtomicBool,
+    refused: AtomicU32,
+    /// Who may not wait for KVM.
+    main: Mutex<Option<ThreadId>>,
+}
+
+/// Lets the thread call again, as it takes everything apart.
+pub(crate) struct ForbiddenThread(Arc<FakeSlots>);
+
+impl Drop for ForbiddenThread {
+    fn drop(&mut self) {
+        *self.0.main.lock().unwrap() = None;
+    }
 }
 
 impl FakeSlots {
@@ -37,6 +50,30 @@ impl FakeSlots {
     pub fn refuse(&self, map: bool, unmap: bool) {
         self.refuse_map.store(map, Ordering::Relaxed);
         self.refuse_unmap.store(unmap, Ordering::Relaxed);
+    }
+
+    /// How often it has refused something.
+    pub fn refused(&self) -> u32 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// As long as what it returns is there, a call by this thread is a failure of the test: any may wait for a vCPU.
+    pub fn forbid_this_thread(self: &Arc<Self>) -> ForbiddenThread {
+        *self.main.lock().unwrap() = Some(thread::current().id());
+        ForbiddenThread(self.clone())
+    }
+
+    /// Keeps whoever wants to add or remove a slot waiting, as long as what it returns is there.
+    pub fn hang(&self) -> MutexGuard<'_, impl Sized> {
+        self.taken.lock().unwrap()
+    }
+
+    fn enter(&self, refuses: &AtomicBool, what: &str) -> Result<(), KvmError> {
+        let is_main = *self.main.lock().unwrap() == Some(thread::current().id());
+        assert!(!is_main, "{what}: the main thread waits");
+        refusal(refuses, what).inspect_err(|_| {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        })
     }
 }
 
@@ -52,7 +89,7 @@ fn refusal(refused: &AtomicBool, what: &str) -> Result<(), KvmError> {
 
 impl Slots for FakeSlots {
     fn map(&self, slot: u32, region: &Arc<GuestRegionMmap>) -> Result<(), KvmError> {
-        refusal(&self.refuse_map, "map a slot")?;
+        self.enter(&self.refuse_map, "map a slot")?;
         let range = (region.start_addr().0, region.len());
         let before = self.taken.lock().unwrap().insert(slot, range);
         assert_eq!(before, None, "slot {slot} is taken");
@@ -60,7 +97,7 @@ impl Slots for FakeSlots {
     }
 
     fn unmap(&self, slot: u32) -> Result<(), KvmError> {
-        refusal(&self.refuse_unmap, "take a slot back")?;
+        self.enter(&self.refuse_unmap, "take a slot back")?;
         self.taken.lock().unwrap().remove(&slot).expect("a slot in use");
         Ok(())
     }

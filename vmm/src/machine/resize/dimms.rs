@@ -1,4 +1,4 @@
-//! The slots for DIMMs, and what makes one real: its pages come from the host, and go back to it, beside the control thread.
+//! The slots for DIMMs, and what makes one real: a thread beside the control thread takes each from the host, and gives it back.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use husk_hotplug::{Hotplug, Plug, PlugError};
 use super::super::hotplug::Slots;
 use super::ResizeError;
 use crate::background::BackgroundTask;
-use crate::memory::{AddressSpace, Kind, MemoryError, Region};
+use crate::memory::{AddressSpace, Kind, MemoryError, Region, RemoveError};
 
 /// Slots for DIMMs: a shim that adds one for each container needs one for each.
 pub(super) const DIMMS: u32 = 64;
@@ -27,40 +27,85 @@ pub const fn slots() -> Slots {
     }
 }
 
-/// What makes DIMMs real. Where the host needs time for one, to find its pages or to take them back, a thread beside waits for it.
+/// What makes DIMMs real. KVM takes a slot for one, and gives it back, when no vCPU is in a page fault any more, and the host needs time for
+/// the pages: a thread waits for both.
 pub struct DimmPlug {
     pub(super) space: Arc<AddressSpace>,
     /// Woken when such a thread is done.
     waker: Waker,
     regions: BTreeMap<u32, Region>,
-    /// DIMMs that the guest has let go of, and where they were, on their way to the host.
-    pub(super) leaving: BTreeMap<u32, (Extent, BackgroundTask<()>)>,
-    /// Those that were never the guest's and are not wanted any more, until the host has them again.
+    /// DIMMs that the guest has let go of, on their way to the host.
+    leaving: BTreeMap<u32, Leaving>,
+    /// Those that are not wanted and of which the guest has not heard, until the host has them again.
     unwanted: Vec<Unwanted>,
     /// Those that KVM does not give back, and why.
     kept: BTreeMap<u32, String>,
 }
 
+/// A DIMM that the guest has let go of.
+struct Leaving {
+    extent: Extent,
+    removal: BackgroundTask<Result<(), RemoveError>>,
+}
+
 /// A DIMM that the guest does not hear of.
 enum Unwanted {
-    /// The host is still finding its pages.
-    Found(Readying),
+    /// It is still being made.
+    Coming(Creation),
     /// It goes back to the host.
-    Given(BackgroundTask<()>),
+    Going(BackgroundTask<()>),
 }
 
-/// A DIMM to be.
-pub enum NewDimm {
-    /// Memory of so many bytes, a multiple of the DIMM unit, which is mapped when the slot is filled.
-    Bytes(u64),
-    /// Memory that has been mapped already, and whose pages the host has found if `prefault` asks for them.
-    Ready(Region),
-}
+/// A DIMM that a thread is making.
+type Creation = BackgroundTask<Result<Region, MemoryError>>;
 
-/// A DIMM whose pages the host is to find before the guest hears of it.
+/// A DIMM that is to be there before the guest hears of it.
 pub(super) struct Readying {
     pub bytes: u64,
-    pub region: BackgroundTask<Result<Region, MemoryError>>,
+    progress: Progress,
+}
+
+enum Progress {
+    Coming(Creation),
+    There(Region),
+}
+
+impl Readying {
+    /// The DIMM if it is there, otherwise this again. Never waits.
+    ///
+    /// # Errors
+    /// The host or KVM refused it.
+    pub fn finish(self) -> Result<Result<Region, Self>, MemoryError> {
+        match self.progress {
+            Progress::There(region) => Ok(Ok(region)),
+            Progress::Coming(ref creation) => match creation.take_result() {
+                Some(created) => created.map(Ok),
+                None => Ok(Err(self)),
+            },
+        }
+    }
+
+    /// Whether this knows that it is there.
+    #[cfg(test)]
+    pub fn is_there(&self) -> bool {
+        matches!(self.progress, Progress::There(_))
+    }
+
+    /// This, unless it was refused. Never waits.
+    pub fn unless_refused(self) -> Option<Self> {
+        let bytes = self.bytes;
+        match self.finish() {
+            Ok(Ok(region)) => Some(Self {
+                bytes,
+                progress: Progress::There(region),
+            }),
+            Ok(Err(pending)) => Some(pending),
+            Err(error) => {
+                log::info!("{}; it is asked for anew", error_chain(&error));
+                None
+            }
+        }
+    }
 }
 
 impl DimmPlug {
@@ -82,88 +127,84 @@ impl DimmPlug {
 
     /// Whether DIMMs are on their way to the host.
     pub(super) fn is_giving_back(&self) -> bool {
-        !self.leaving.is_empty() || !self.unwanted.is_empty()
+        self.has_leaving() || !self.unwanted.is_empty()
     }
 
-    /// Of a DIMM that is not wanted any more: it goes back to the host once that has found its pages.
+    /// Whether there are some among them that the guest has let go of.
+    pub(super) fn has_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    /// Of a DIMM that is not wanted any more: it goes back to the host once it is there.
     pub(super) fn abandon(&mut self, readying: Readying) {
-        self.unwanted.push(Unwanted::Found(readying));
-    }
-
-    /// For how many the host is still finding pages.
-    #[cfg(test)]
-    pub(super) fn abandoned(&self) -> usize {
-        let found = |unwanted: &&Unwanted| matches!(unwanted, Unwanted::Found(_));
-        self.unwanted.iter().filter(found).count()
-    }
-
-    /// Goes on with what is not wanted any more. Never waits.
-    pub(super) fn collect_unwanted(&mut self) {
-        for unwanted in std::mem::take(&mut self.unwanted) {
-            match unwanted {
-                Unwanted::Given(given) if given.take_result().is_some() => {}
-                Unwanted::Found(readying) => match readying.region.take_result() {
-                    None => self.unwanted.push(Unwanted::Found(readying)),
-                    Some(Ok(region)) => {
-                        let given = BackgroundTask::queue(self.waker.clone(), move || drop(region));
-                        self.unwanted.push(Unwanted::Given(given));
-                    }
-                    // There is nothing to give back.
-                    Some(Err(_)) => {}
-                },
-                given @ Unwanted::Given(_) => self.unwanted.push(given),
-            }
+        match readying.progress {
+            Progress::Coming(creation) => self.unwanted.push(Unwanted::Coming(creation)),
+            Progress::There(region) => self.discard(region),
         }
     }
 
-    /// Begins to make a DIMM of `bytes` bytes with all its pages.
+    /// How many are still being made, of those that are not wanted.
+    #[cfg(test)]
+    pub(super) fn abandoned(&self) -> usize {
+        let coming = |unwanted: &&Unwanted| matches!(unwanted, Unwanted::Coming(_));
+        self.unwanted.iter().filter(coming).count()
+    }
+
+    /// Looks what has become of what is not wanted any more. Never waits.
+    pub(super) fn collect_unwanted(&mut self) {
+        self.unwanted.retain(|unwanted| match unwanted {
+            Unwanted::Coming(creation) => !creation.abandon(),
+            Unwanted::Going(removal) => removal.take_result().is_none(),
+        });
+    }
+
+    /// Begins to make a DIMM of `bytes` bytes, with all its pages if [`AddressSpace::prefaults`] asks for them. Never waits.
     pub(super) fn ready(&self, bytes: u64) -> Result<Readying, ResizeError> {
-        let region = self.space.grow(Kind::Dimm, bytes)?;
-        let work = move || region.prefault().map(|()| region);
-        let region = BackgroundTask::spawn(self.waker.clone(), work).map_err(ResizeError::NoThread)?;
-        Ok(Readying { bytes, region })
+        let placed = self.space.place(Kind::Dimm, bytes)?;
+        let prefaults = self.space.prefaults();
+        let work = move || {
+            let region = placed.fill()?;
+            if prefaults {
+                region.prefault()?;
+            }
+            Ok(region)
+        };
+        let creation = BackgroundTask::spawn(self.waker.clone(), work).map_err(ResizeError::NoThread)?;
+        Ok(Readying {
+            bytes,
+            progress: Progress::Coming(creation),
+        })
     }
 }
 
 impl Plug for DimmPlug {
-    type Unit = NewDimm;
+    type Unit = Region;
 
-    fn create(&mut self, slot: u32, dimm: NewDimm) -> Result<(), PlugError> {
-        let region = match dimm {
-            NewDimm::Ready(region) => region,
-            NewDimm::Bytes(bytes) => self.space.grow(Kind::Dimm, bytes).map_err(|source| PlugError {
-                what: format!("fill memory slot {slot}"),
-                source: source.into(),
-            })?,
-        };
+    fn create(&mut self, slot: u32, region: Region) -> Result<(), PlugError> {
         self.regions.insert(slot, region);
         Ok(())
     }
 
-    /// It is the guest's no more at once. Its pages go back to the host beside the control thread: gigabytes take a while.
+    fn discard(&mut self, region: Region) {
+        let removal = BackgroundTask::queue(self.waker.clone(), move || drop(region));
+        self.unwanted.push(Unwanted::Going(removal));
+    }
+
     fn retire(&mut self, slot: u32) -> bool {
         if let Some(region) = self.regions.remove(&slot) {
             let extent = extent(&region);
-            match region.withdraw() {
-                Ok(withdrawn) => {
-                    let given = BackgroundTask::queue(self.waker.clone(), move || drop(withdrawn));
-                    self.leaving.insert(slot, (extent, given));
-                }
-                Err(error) => {
-                    self.kept.insert(slot, error_chain(&error));
-                    self.regions.insert(slot, *error.region);
-                    return true;
-                }
-            }
+            let removal = BackgroundTask::queue(self.waker.clone(), move || region.remove());
+            self.leaving.insert(slot, Leaving { extent, removal });
         }
-        let gone = self
-            .leaving
-            .get(&slot)
-            .is_none_or(|(_, given)| given.take_result().is_some());
-        if gone {
-            self.leaving.remove(&slot);
+        let Some(leaving) = self.leaving.get(&slot) else { return true };
+        let Some(removed) = leaving.removal.take_result() else { return false };
+        self.leaving.remove(&slot);
+        if let Err(error) = removed {
+            // For `destroy` to tell.
+            self.kept.insert(slot, error_chain(&error));
+            self.regions.insert(slot, *error.region);
         }
-        gone
+        true
     }
 
     fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
@@ -176,7 +217,7 @@ impl Plug for DimmPlug {
     }
 
     fn extent(&self, slot: u32) -> Extent {
-        let leaving = || self.leaving.get(&slot).map(|(extent, _)| *extent);
+        let leaving = || self.leaving.get(&slot).map(|leaving| leaving.extent);
         self.regions.get(&slot).map(extent).or_else(leaving).unwrap_or_default()
     }
 }

@@ -21,11 +21,11 @@ use husk_virtio::balloon::BalloonHandle;
 use husk_virtio::mem::{MemHandle, MemSize};
 use serde_json::{Value, json};
 
-use super::dimms::{DIMMS, DimmPlug, Dimms, NewDimm, Readying, filled};
+use super::dimms::{DIMMS, DimmPlug, Dimms, Readying, filled};
 use super::retry::Retry;
 use super::shrink_limit::{AvailableMemory, MinimumSize, Room, ShrinkLimit};
 use super::{Change, Latency, Refusal, ResizeError, Why, millis};
-use crate::memory::{AddressSpace, Kind, MemoryError, Region, Step};
+use crate::memory::{AddressSpace, MemoryError, Region, Step};
 use crate::metrics::Ram;
 
 /// A DIMM has at most so many times the memory that the guest has, or that has come for the same request where it does not say what it has
@@ -65,7 +65,7 @@ pub struct MemoryResize {
     since: Option<Instant>,
     /// One DIMM at a time: each is proven before the next.
     in_flight: Option<PendingSlot>,
-    /// The one that comes next, where all its pages are to be there first.
+    /// The one that comes next, until it is there.
     readying: Option<Readying>,
     /// It has to wait for the place of one that the host has not again yet.
     is_held_up: bool,
@@ -173,7 +173,8 @@ impl MemoryResize {
     /// RAM is to be `bytes` bytes in all.
     ///
     /// # Errors
-    /// [`ResizeError::Ram`], or the host cannot give it, or does not give the first part of it; then all is as before.
+    /// [`ResizeError::Ram`], or there is no place, slot or thread for the first part of it, or the host cannot give it; then all is as before.
+    /// What KVM or the host refuses later is a [`Refusal`].
     pub fn set(&mut self, dimms: &mut Dimms, bytes: u64, now: Instant) -> Result<(), ResizeError> {
         let wanted = self.check(bytes)?.saturating_sub(self.parts.boot_bytes);
         if wanted > self.wanted {
@@ -184,6 +185,8 @@ impl MemoryResize {
         self.retry.begin();
         self.shrink_limit.reset();
         self.proven = 0;
+        // What the host has refused of another size fails that, and not this.
+        self.readying = self.readying.take().and_then(Readying::unless_refused);
         let open_refusals = std::mem::take(&mut self.open_refusals);
         if let Err(error) = self.request_next(dimms) {
             (self.wanted, self.since) = before;
@@ -252,7 +255,7 @@ impl MemoryResize {
             self.accept_current_size(dimms);
         }
         self.has_unreturned_dimm = dimms.as_ref().is_some_and(has_unreturned_dimm);
-        let leaves = dimms.as_ref().is_some_and(|dimms| !dimms.plug().leaving.is_empty());
+        let leaves = dimms.as_ref().is_some_and(|dimms| dimms.plug().has_leaving());
         self.is_leaving = (leaves || self.has_unreturned_dimm) && self.added(dimms) < self.reported_bytes;
         self.report_completion(dimms, changes);
         self.retry_driver(Instant::now());
@@ -496,10 +499,12 @@ impl MemoryResize {
             Some(State::Ejected { wanted: true }) if filled.saturating_add(in_flight.bytes) > self.wanted => {
                 dimms.remove(in_flight.slot)
             }
-            // Should the guest hear of it in this moment, another one is to come, whose pages would have to be there at once.
-            Some(State::Asked { .. }) if dimms.plug().space.prefaults() => return,
             Some(State::Asked { seen: false, .. }) if filled < self.wanted => {
-                dimms.reclaim(in_flight.slot, NewDimm::Bytes(in_flight.bytes))
+                // Should the guest hear of it in this moment, it goes, and another one comes.
+                if dimms.take_back(in_flight.slot) {
+                    self.in_flight = None;
+                }
+                return;
             }
             _ => return,
         };
@@ -540,7 +545,7 @@ impl MemoryResize {
         };
         let Some(region) = region else { return Ok(()) };
         let bytes = region.info().bytes;
-        let receiver = dimms.fill(slot, NewDimm::Ready(region))?;
+        let receiver = dimms.fill(slot, region)?;
         self.refused_slots.remove(&slot);
         // Before the next one comes, the guest is asked again.
         self.shrink_limit.reset();
@@ -564,17 +569,14 @@ impl MemoryResize {
         Some(missing.min((most / unit * unit).max(unit)))
     }
 
-    /// A DIMM of `bytes` bytes at most, once there is one: with `prefault`, the host has to find its pages first.
+    /// A DIMM of `bytes` bytes at most, once there is one.
     fn region(&mut self, plug: &mut DimmPlug, bytes: u64) -> Result<Option<Region>, ResizeError> {
-        if !plug.space.prefaults() {
-            return Ok(Some(plug.space.grow(Kind::Dimm, bytes)?));
-        }
         match self.readying.take() {
             Some(larger) if larger.bytes > bytes => plug.abandon(larger),
-            Some(readying) => match readying.region.take_result() {
-                Some(region) => return Ok(Some(region?)),
-                None => {
-                    self.readying = Some(readying);
+            Some(readying) => match readying.finish()? {
+                Ok(region) => return Ok(Some(region)),
+                Err(pending) => {
+                    self.readying = Some(pending);
                     return Ok(None);
                 }
             },
@@ -677,6 +679,13 @@ impl MemoryResize {
             return Some(reason.clone());
         }
         owed(self.blocks.as_ref()?.size())
+    }
+
+    /// Whether a thread is at work on a DIMM that comes or goes.
+    #[cfg(test)]
+    pub fn is_busy(&self, dimms: &Dimms) -> bool {
+        let mut plugs = dimms.iter().map(Hotplug::plug);
+        self.readying.is_some() || plugs.any(DimmPlug::is_giving_back)
     }
 
     /// How long the guest has taken.

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::super::shrink_limit::testing::Guest;
 use super::*;
 use crate::config::MemoryConfig;
-use crate::memory::testing::{FakeSlots, space, space_under};
+use crate::memory::testing::{FakeSlots, ForbiddenThread, space, space_under};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -33,6 +33,8 @@ enum Answer {
 
 /// A machine's memory, and the guest behind its bank.
 struct Bench {
+    /// First, so that it is dropped before what takes memory apart.
+    _main: ForbiddenThread,
     resize: MemoryResize,
     dimms: Dimms,
     bank: Arc<Mutex<Bank>>,
@@ -71,6 +73,7 @@ impl Bench {
             blocks_only: false,
         };
         Self {
+            _main: slots.forbid_this_thread(),
             resize: MemoryResize::new(parts, space.clone(), None),
             dimms: Some(Hotplug::new(
                 DimmPlug::new(space, Waker::noop().clone()),
@@ -102,6 +105,14 @@ impl Bench {
     /// Looks at what has become of it.
     fn look(&mut self) {
         self.resize.advance(&mut self.dimms, &mut self.changes);
+    }
+
+    /// Looks until no thread is at work for it.
+    fn rest(&mut self) {
+        while self.is_busy() {
+            std::thread::yield_now();
+            self.look();
+        }
     }
 
     /// The guest hears of what it is asked next: of which slot.
@@ -153,10 +164,8 @@ impl Bench {
             .read(0x40 + u64::from(slot / 8) * 4, &mut [0; 4]);
     }
 
-    /// Whether the host has yet to find pages, or to take some back.
     fn is_busy(&self) -> bool {
-        let leaving = self.dimms.iter().any(|dimms| dimms.plug().is_giving_back());
-        self.resize.readying.is_some() || leaving
+        self.resize.is_busy(&self.dimms)
     }
 
     fn report(&self, slot: u32, source: u32, status: u32) {
@@ -270,6 +279,7 @@ fn the_first_dimm_of_a_guest_that_says_nothing_is_a_unit_or_a_small_part_of_what
     let mut bench = Bench::new(16 * GIB);
     for (at, first) in [(0, 128), (4, 256)] {
         bench.set(BOOT + (at + 4) * GIB).unwrap();
+        bench.rest();
         assert_eq!(bench.slots().last(), Some(&first), "what came before may be in use");
         bench.settle(Answer::Takes);
     }
@@ -291,6 +301,7 @@ fn a_guest_with_little_available_is_offered_little() {
     // 64 bytes for each page: 5 MiB describe 320, of which two units are whole.
     guest.say(10 * MIB);
     bench.look();
+    bench.rest();
     assert_eq!(bench.slots(), [256]);
     assert_eq!(bench.settle(Answer::Takes), 2, "and told again");
     assert_eq!(
@@ -300,6 +311,7 @@ fn a_guest_with_little_available_is_offered_little() {
     );
     guest.say(1);
     bench.look();
+    bench.rest();
     assert_eq!(bench.slots(), [256, 128], "a unit comes in any case");
     bench.settle(Answer::Takes);
     guest.say(512 * MIB);
@@ -314,8 +326,11 @@ fn a_guest_that_kills_for_want_of_memory_while_it_grows_is_given_no_more() {
     let mut bench = Bench::new(16 * GIB);
     let killed = |bench: &mut Bench| bench.resize.stop_growing(&mut bench.dimms, "Killed process 7");
     assert_eq!(killed(&mut bench), None, "it does not grow");
-    for hears in [false, true] {
+    for (is_made, hears) in [(false, false), (true, false), (true, true)] {
         bench.set(BOOT + 4 * GIB).unwrap();
+        if is_made {
+            bench.rest();
+        }
         if hears {
             bench.hear();
         }
@@ -641,13 +656,18 @@ fn a_second_request_takes_back_what_the_guest_has_not_heard_of_at_once() {
     bench.resize.shrink_limit = plenty();
     bench.set(BOOT + 512 * MIB).unwrap();
     bench.look();
+    bench.rest();
     assert_eq!(bench.slots(), [512]);
     bench.set(BOOT).unwrap();
+    assert_eq!(bench.resize.pending(), None, "nobody waits for the host to have it");
+    bench.rest();
     assert_eq!((bench.slots(), bench.resize.pending()), (vec![], None));
     bench.set(BOOT + 512 * MIB).unwrap();
     bench.look();
+    bench.rest();
     bench.set(BOOT + 256 * MIB).unwrap();
     bench.look();
+    bench.rest();
     assert_eq!(bench.slots(), [256], "as much as is wanted");
     assert_eq!(bench.settle(Answer::Takes), 2, "told of one, twice");
     assert_eq!(bench.present(), BOOT + 256 * MIB);
@@ -658,13 +678,74 @@ fn a_second_request_takes_back_what_the_guest_has_not_heard_of_at_once() {
 }
 
 #[test]
-fn a_host_that_does_not_give_it_is_an_error_and_all_is_as_before() {
+fn a_host_that_does_not_give_it_is_a_refusal_and_the_guest_hears_nothing() {
     let mut bench = Bench::new(4 * GIB);
     bench.slots.refuse(true, false);
-    let error = bench.set(BOOT + GIB).unwrap_err();
-    assert!(!error.is_request());
+    bench.set(BOOT + GIB).unwrap();
+    assert_eq!(bench.settle(Answer::Takes), 0);
+    let told = "add memory: cannot add 128 MiB of hot-plugged memory: KVM does not take it: KVM refused to map a slot: \
+                Cannot allocate memory (os error 12)";
+    assert_eq!(
+        (bench.resize.refusals()[0].to_string().as_str(), refusals(&bench.changes)),
+        (told, 1)
+    );
     bench.slots.refuse(false, false);
     assert_eq!((bench.resize.wanted_bytes(), bench.settle(Answer::Takes)), (BOOT, 0));
+    assert_eq!((bench.slots(), bench.resize.pending()), (vec![], None));
+}
+
+/// Nobody has looked in between.
+#[test]
+fn what_the_host_has_refused_is_asked_for_anew_by_the_next_resize() {
+    let mut bench = Bench::new(GIB);
+    bench.slots.refuse(true, false);
+    while bench.slots.refused() < 3 {
+        bench.set(BOOT + UNIT).unwrap();
+        std::thread::yield_now();
+    }
+    bench.set(BOOT + UNIT).unwrap();
+    bench.slots.refuse(false, false);
+    // The last of them may have come too early.
+    while bench.resize.readying.is_none() {
+        bench.set(BOOT + UNIT).unwrap();
+    }
+    bench.settle(Answer::Takes);
+    assert!(refusals(&bench.changes) <= 1, "of the last one alone");
+}
+
+/// A vCPU is in the middle of a page fault, for as long as the file system behind the page likes.
+#[test]
+fn a_kvm_that_makes_wait_keeps_nobody_but_threads_waiting() {
+    let mut bench = Bench::new(GIB);
+    let kvm = bench.slots.clone();
+    let status = |bench: &Bench| bench.resize.status(&bench.dimms, None)["present_bytes"].as_u64();
+    let pending = |bench: &Bench| bench.resize.pending().unwrap_or_default();
+    let hangs = kvm.hang();
+    for wanted in [UNIT, 0, 2 * UNIT, UNIT] {
+        bench.set(BOOT + wanted).unwrap();
+        bench.look();
+        let finds = if wanted > 0 { "the host to find 128 MiB of memory" } else { "" };
+        assert_eq!((pending(&bench).as_str(), status(&bench)), (finds, Some(BOOT)));
+    }
+    drop(hangs);
+    bench.settle(Answer::Takes);
+    assert_eq!((bench.present(), bench.slots()), (BOOT + UNIT, vec![128]));
+    let hangs = kvm.hang();
+    bench.set(BOOT).unwrap();
+    let slot = bench.hear();
+    bench.let_go(slot);
+    bench.look();
+    let state = |bench: &Bench| bench.dimms.as_ref().unwrap().state(slot);
+    assert_eq!(state(&bench), Some(State::Ejected { wanted: false }));
+    assert_eq!(pending(&bench), "the host to take memory back");
+    // Wanted again, it comes in another slot.
+    bench.set(BOOT + UNIT).unwrap();
+    bench.look();
+    assert_eq!(pending(&bench), "the host to find 128 MiB of memory");
+    drop(hangs);
+    bench.settle(Answer::Takes);
+    assert_eq!((bench.present(), refusals(&bench.changes)), (BOOT + UNIT, 0));
+    assert_eq!((bench.slots(), bench.resize.pending()), (vec![128], None));
 }
 
 #[test]
@@ -706,11 +787,16 @@ fn pages_that_are_to_be_there_first_are_found_before_the_guest_hears_of_them_and
     }
     bench.settle(Answer::Takes);
     assert_eq!((bench.present(), bench.slots()), (BOOT + UNIT, vec![128]));
-    // A question that the guest has not heard is not taken back, as pages would have to be found anew if it has: it goes, and comes.
+    // A question that the guest has not heard is taken back. One that it has heard is not: the memory goes, and comes.
     bench.set(BOOT).unwrap();
+    bench.set(BOOT + UNIT).unwrap();
+    assert_eq!(bench.resize.pending(), None);
+    bench.set(BOOT).unwrap();
+    let slot = bench.hear();
     bench.set(BOOT + UNIT).unwrap();
     let pending = bench.resize.pending();
     assert_eq!(pending.as_deref(), Some("memory slot 0 of 128 MiB to go"));
+    bench.let_go(slot);
     bench.settle(Answer::Takes);
     assert_eq!((bench.present(), bench.slots()), (BOOT + UNIT, vec![128]));
     assert_eq!(refusals(&bench.changes), 0);
@@ -718,23 +804,32 @@ fn pages_that_are_to_be_there_first_are_found_before_the_guest_hears_of_them_and
 
 #[test]
 fn pages_that_were_found_and_are_not_wanted_any_more_go_back_beside_the_control_thread() {
-    let mut bench = Bench::with(GIB, true);
+    let mut bench = Bench::with(2 * GIB, true);
     bench.resize.shrink_limit = plenty();
     bench.set(BOOT + 4 * UNIT).unwrap();
     bench.look();
     bench.set(BOOT + UNIT).unwrap();
     let abandoned = |bench: &Bench| bench.dimms.as_ref().unwrap().plug().abandoned();
     assert_eq!(abandoned(&bench), 1);
-    while abandoned(&bench) > 0 {
-        bench.resize.advance(&mut bench.dimms, &mut bench.changes);
+    bench.rest();
+    assert_eq!((abandoned(&bench), bench.slots()), (0, vec![128]));
+    // And what is there when another size is asked for that it does not fit.
+    bench.settle(Answer::Takes);
+    bench.set(BOOT + 8 * UNIT).unwrap();
+    bench.look();
+    while !bench.resize.readying.as_ref().is_some_and(Readying::is_there) {
+        bench.resize.readying = bench.resize.readying.take().and_then(Readying::unless_refused);
     }
-    assert!(bench.dimms.as_ref().unwrap().plug().is_giving_back());
+    bench.set(BOOT).unwrap();
+    bench.settle(Answer::Takes);
+    assert_eq!((bench.present(), bench.slots()), (BOOT, vec![]));
 }
 
 #[test]
 fn the_guest_and_the_status_are_told_where_a_dimm_is() {
     let mut bench = Bench::new(GIB);
     bench.set(BOOT + UNIT).unwrap();
+    bench.rest();
     let placed = bench.slots.taken().into_values().find(|(gpa, _)| *gpa > 0);
     let (base, bytes) = placed.unwrap();
     let record = [0x840, 0x848].map(|register| {
@@ -875,6 +970,7 @@ fn a_device_without_a_driver_is_asked_for_less_and_never_for_more() {
 fn what_is_wanted_twice_is_asked_for_once() {
     let mut bench = Bench::new(GIB);
     bench.set(BOOT + UNIT).unwrap();
+    bench.rest();
     assert_eq!(bench.rings.read().unwrap(), 1);
     bench.set(BOOT + UNIT).unwrap();
     assert!(bench.rings.read().is_err(), "it is offered");
@@ -957,7 +1053,7 @@ fn memory_that_comes_again_waits_for_the_place_of_what_went() {
         bench.bank.lock().unwrap().read(0, &mut event);
         bench.let_go(u32::from_le_bytes([event[0], event[1], 0, 0]));
         bench.resize.advance(&mut bench.dimms, &mut bench.changes);
-        assert_eq!(bench.slots(), [0; 0], "it is the guest's no more at once");
+        assert_eq!(bench.present(), BOOT);
     }
     assert_eq!(refusals(&bench.changes), 0);
 }

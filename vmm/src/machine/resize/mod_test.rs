@@ -12,7 +12,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::config::MemoryConfig;
-use crate::memory::testing::{FakeSlots, space};
+use crate::memory::testing::{FakeSlots, ForbiddenThread, space};
+use crate::memory::{AddressSpace, Kind};
 
 const MIB: u64 = 1 << 20;
 const BOOT: u64 = 64 * MIB;
@@ -71,11 +72,14 @@ impl Vcpus for Paper {
 }
 
 struct Bench {
+    /// First, so that it is dropped before what takes memory apart.
+    _main: ForbiddenThread,
     resizes: Resizes,
     cpus: Hotplug<Paper>,
     /// What the guest sees of its vCPUs.
     cpu_bank: Arc<Mutex<Bank>>,
     dimms: Dimms,
+    space: Arc<AddressSpace>,
     slots: Arc<FakeSlots>,
     balloon: Balloon,
 }
@@ -118,10 +122,16 @@ impl Bench {
         let balloon = Balloon::new(BalloonConfig::default(), space.clone(), || ()).unwrap();
         balloon.handle().set_target(BalloonTarget::new(MIB).unwrap());
         Self {
-            resizes: Resizes::new(MemoryResize::new(parts, space, None), Some(balloon.handle()), reclaim),
+            _main: slots.forbid_this_thread(),
+            resizes: Resizes::new(
+                MemoryResize::new(parts, space.clone(), None),
+                Some(balloon.handle()),
+                reclaim,
+            ),
             cpus,
             cpu_bank,
             dimms: Some(dimms),
+            space,
             slots,
             balloon,
         }
@@ -156,6 +166,14 @@ impl Bench {
             Change::Refused(refusal, _) => refusal.to_string(),
         });
         told.collect()
+    }
+
+    /// Looks until no thread is at work for it.
+    fn rest(&mut self) {
+        while self.resizes.memory.is_busy(&self.dimms) {
+            std::thread::yield_now();
+            self.advance();
+        }
     }
 
     /// The guest hears of its vCPU slots: of which one, and whether it is to let go of it.
@@ -215,8 +233,10 @@ fn what_cannot_be_begins_nothing() {
         assert_eq!((bench.sizes(), bench.resizes.pending()), (before, None), "{error}");
     }
     bench.begin(2, BOOT + MORE, 2 * MIB).unwrap();
+    bench.rest();
     assert_eq!(bench.sizes(), (2, BOOT + MORE, 2, 2, 2 * MIB));
     bench.begin(1, 0, BOOT - 4096).unwrap();
+    bench.rest();
     assert_eq!(
         bench.sizes(),
         (1, BOOT, 1, 1, BOOT - 4096),
@@ -231,16 +251,30 @@ fn a_host_that_fails_half_way_leaves_nothing_of_a_resize() {
     bench.cpus.plug_mut().most = 3;
     let error = bench.begin(4, BOOT + MORE, 2 * MIB).unwrap_err();
     assert!(!error.is_request());
+    bench.rest();
     assert_eq!(bench.sizes(), before, "neither vCPUs nor memory nor balloon");
-    bench.resizes.advance(&mut bench.cpus, &mut bench.dimms);
-    assert_eq!((bench.sizes(), bench.resizes.pending()), (before, None));
+    assert_eq!((bench.advance().len(), bench.resizes.pending()), (0, None));
     bench.cpus.plug_mut().most = 4;
-    bench.slots.refuse(true, false);
+    let taken = bench.space.place(Kind::Dimm, MORE).unwrap();
     bench.begin(4, BOOT + MORE, 2 * MIB).unwrap_err();
-    bench.slots.refuse(false, false);
+    drop(taken);
     assert_eq!(bench.sizes(), before);
     bench.begin(4, BOOT + MORE, 2 * MIB).unwrap();
+    bench.rest();
     assert_eq!(bench.sizes(), (4, BOOT + MORE, 4, 2, 2 * MIB));
+}
+
+/// It has been asked by then.
+#[test]
+fn memory_that_the_host_refuses_late_is_no_reason_to_take_vcpus_back() {
+    let mut bench = Bench::new();
+    bench.slots.refuse(true, false);
+    bench.begin(4, BOOT + MORE, 2 * MIB).unwrap();
+    bench.rest();
+    assert_eq!(bench.sizes(), (4, BOOT, 4, 1, 2 * MIB));
+    let told = bench.resizes.refusals(TargetSize::ALL);
+    assert!(matches!(&told[..], [Refusal { why: Why::Host, .. }]), "{told:?}");
+    assert_eq!(bench.resizes.pending().as_deref(), Some("vCPUs to come: 1 2 3"));
 }
 
 /// Eight slots for vCPUs, and those that are there.
@@ -345,10 +379,10 @@ fn what_the_guest_has_refused_outlasts_a_resize_that_does_not_begin() {
             Some("vCPUs to come: 2")
         );
     };
-    bench.slots.refuse(true, false);
+    let taken = bench.space.place(Kind::Dimm, MORE).unwrap();
     bench.begin(2, BOOT + MORE, MIB).unwrap_err();
     stands(&mut bench);
-    bench.slots.refuse(false, false);
+    drop(taken);
     bench.cpus.plug_mut().most = 2;
     bench.begin(4, BOOT, MIB).unwrap_err();
     stands(&mut bench);
