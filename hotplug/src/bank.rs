@@ -22,21 +22,27 @@
 //! Once `_EJ0` has returned, Linux evaluates `_STA` to see whether the unit has gone, and 6.12 forgets it only then; until it has reported
 //! the end, the next `TAKE` may run on another processor. Were the slot shown anew in between, the guest would take the ejection for
 //! failed, keep what it had, and refuse the slot for good. So a slot that the guest has let go of waits with its next event until the
-//! guest has read its `_STA`, or reported that the ejection is over.
+//! guest has read its `_STA`, or reported that the ejection is over. One read shows eight slots, and counts for each of them (ADR 18).
 //!
 //! # Proofs
 //!
 //! That a guest evaluates `_OST` with "success" does not prove that it has the unit: Linux 6.1 and 6.12 say so, too, when a
 //! processor could not be mapped or memory could not be added. So there is a second sign for each kind ([`SlotKind`]), and without it an
-//! insertion ends [`Outcome::Unproven`] and the slot is withdrawn.
+//! insertion ends [`Outcome::Unproven`](crate::outcome::Outcome::Unproven) and the slot is withdrawn.
+
+mod entry;
+mod kind;
 
 use std::sync::Arc;
 
 use husk_devices::{BusDevice, Counter, Effect, MetricsSource};
 
-use crate::ged::{GedEvent, GedNotifier};
-use crate::outcome::{Outcome, OutcomeSender};
+use crate::ged::GedNotifier;
+use crate::outcome::OutcomeSender;
 use crate::slot::{Event, NotAllowed, State};
+use entry::{Entry, is_heard};
+
+pub use kind::SlotKind;
 
 /// Offset of the register that takes the next event.
 pub(crate) const TAKE: u64 = 0x00;
@@ -59,54 +65,6 @@ const THERE: u32 = 0xf;
 pub(crate) const RECORDS: u64 = 0x840;
 /// Length of a memory slot's record.
 pub(crate) const RECORD_BYTES: u64 = 0x10;
-
-/// What a slot's device is notified of to have the guest let go (ACPI 6.5 §5.6.6).
-const EJECT_REQUEST: u8 = 3;
-
-/// How often a guest is told again of memory that it says it has, before it is not believed. Each time it tries to add what is missing,
-/// so the second attempt may succeed and the third event then prove it.
-const CHECKS: u8 = 3;
-
-/// What sits in the slots of a bank, and with it how the guest's word is checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SlotKind {
-    /// Processors. The second sign is `_SUN`, which Linux evaluates once a processor's local APIC has been given a logical
-    /// number, and before `_OST`. A guest that did not evaluate it for a processor that was there at its start is one that never does,
-    /// and is believed without.
-    Cpu,
-    /// Memory. The guest is told of the slot a second time: one that has the memory answers without looking at `_CRS` again, one
-    /// that has not starts anew and reads it.
-    Memory,
-    /// PCI functions, which show themselves in configuration space: `_OST` is enough.
-    Pci,
-}
-
-impl SlotKind {
-    /// The GED event that announces a change.
-    pub const fn event(self) -> GedEvent {
-        match self {
-            Self::Cpu => GedEvent::Cpu,
-            Self::Memory => GedEvent::Memory,
-            Self::Pci => GedEvent::Pci,
-        }
-    }
-
-    /// Whether a guest that has taken the request to let go is told of it once more when the host asks once more: somebody who asks for a
-    /// device does so by hand, and the driver may have lost the first request, or its kernel been replaced (kexec). Processors and memory are
-    /// asked for by resizes, which a guest has begun to carry out.
-    const fn repeats_requests(self) -> bool {
-        matches!(self, Self::Pci)
-    }
-
-    /// Whether guests look at `_STA` once `_EJ0` has returned, and rely on what it says.
-    const fn verifies_ejections(self) -> bool {
-        match self {
-            Self::Cpu | Self::Memory => true,
-            // Linux's acpiphp believes `_EJ0`.
-            Self::Pci => false,
-        }
-    }
-}
 
 /// The guest-physical range behind a memory slot. Other kinds of slots have none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -172,24 +130,6 @@ impl MetricsSource for BankMetrics {
     fn metrics(&self) -> Vec<(&'static str, u64)> {
         vec![("ignored_writes", self.ignored_writes.get())]
     }
-}
-
-struct Entry {
-    state: State,
-    pinned: bool,
-    extent: Extent,
-    /// `_SUN` has been evaluated since the slot was offered.
-    signed: bool,
-    /// `_CRS` has been evaluated since the guest was last told of the slot.
-    looked_at: bool,
-    /// How often the guest has been told again.
-    checks: u8,
-    /// The guest has let go and not yet seen that the unit has gone.
-    unverified: bool,
-    /// The guest has taken the request to let go, and is to be told of it once more.
-    again: bool,
-    add: Option<OutcomeSender>,
-    remove: Option<OutcomeSender>,
 }
 
 impl Bank {
@@ -473,98 +413,6 @@ impl Extent {
             0xc => low(self.size_bytes >> 32),
             _ => None,
         }
-    }
-}
-
-impl Entry {
-    fn new() -> Self {
-        Self {
-            state: State::Empty,
-            pinned: false,
-            extent: Extent::default(),
-            signed: false,
-            looked_at: false,
-            checks: 0,
-            unverified: false,
-            again: false,
-            add: None,
-            remove: None,
-        }
-    }
-
-    /// What the guest is to be told of.
-    fn news(&self) -> Option<u8> {
-        let again = self.again.then_some(EJECT_REQUEST);
-        self.state.notification().or(again)
-    }
-
-    /// What it is to be told of now.
-    fn notification(&self) -> Option<u8> {
-        self.news().filter(|_| !self.unverified)
-    }
-
-    /// What an answer of the guest's is worth: see [`SlotKind`]. `signs` tells whether it is one that evaluates `_SUN`.
-    fn judge(&mut self, kind: SlotKind, signs: bool, event: Event) -> Event {
-        match (kind, self.state, event) {
-            (SlotKind::Cpu, _, Event::Inserted) if signs && !self.signed => Event::InsertUnproven,
-            (SlotKind::Memory, State::Offered { seen: true }, Event::Inserted) => Event::Reported,
-            (SlotKind::Memory, State::Reported { seen: true }, Event::Inserted | Event::InsertRefused { .. }) => {
-                // Linux 6.1 refuses what it has already, 6.12 takes it for done.
-                if !self.looked_at {
-                    Event::Inserted
-                } else if self.checks < CHECKS {
-                    Event::Reported
-                } else {
-                    Event::InsertUnproven
-                }
-            }
-            (_, _, event) => event,
-        }
-    }
-
-    fn step(&mut self, event: Event, sender: Option<OutcomeSender>) -> Result<State, NotAllowed> {
-        let step = self.state.step(event)?;
-        if let Some(sender) = sender {
-            // The sender that was here before, if any, is dropped, and its request thereby withdrawn: the last one who
-            // asks is answered.
-            match event {
-                Event::Ask => self.remove = Some(sender),
-                _ => self.add = Some(sender),
-            }
-        }
-        match (self.state, step.state) {
-            (State::Offered { .. }, State::Reported { .. }) => self.checks = 1,
-            (State::Reported { seen: true }, State::Reported { seen: false }) => {
-                self.checks = self.checks.saturating_add(1);
-            }
-            (_, State::Offered { seen: false }) => self.signed = false,
-            _ => {}
-        }
-        send_outcome(&mut self.add, step.add);
-        send_outcome(&mut self.remove, step.remove);
-        self.state = step.state;
-        self.again &= is_heard(step.state);
-        Ok(step.state)
-    }
-}
-
-/// Whether the guest has taken the request to let go, and nobody wants the slot again.
-fn is_heard(state: State) -> bool {
-    matches!(
-        state,
-        State::Asked {
-            seen: true,
-            wanted: false,
-            ..
-        }
-    )
-}
-
-fn send_outcome(sender: &mut Option<OutcomeSender>, outcome: Option<Outcome>) {
-    if let Some(outcome) = outcome
-        && let Some(sender) = sender.take()
-    {
-        sender.send(outcome);
     }
 }
 

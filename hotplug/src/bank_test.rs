@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
-use crate::outcome::OutcomeReceiver;
+use crate::ged::GedEvent;
+use crate::outcome::{Outcome, OutcomeReceiver};
 
 /// A notifier and its line.
 fn notifier() -> (GedNotifier, EventFd) {

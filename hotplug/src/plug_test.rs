@@ -407,7 +407,10 @@ fn what_the_guest_has_not_been_asked_for_yet_is_taken_back_and_nothing_else() {
     assert!(!machine.host.take_back(1), "nobody was to ask");
     let shrink = machine.host.remove(1).unwrap();
     assert!(machine.host.take_back(1));
-    assert_eq!((answer(&shrink), machine.state(1)), (Outcome::Withdrawn, State::Present));
+    assert_eq!(
+        (answer(&shrink), machine.state(1)),
+        (Outcome::Withdrawn, State::Present)
+    );
     assert_eq!(machine.take(), 0, "the guest hears nothing");
     let shrink = machine.host.remove(1).unwrap();
     machine.take();
