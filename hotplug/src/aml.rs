@@ -10,33 +10,35 @@
 //!     Field { _STA }   _EJ0 -> HEJ0 (1)   _OST -> HOST (1, …)   _SUN -> HSUN (1)   _MAT -> HMAT (1)
 //! ```
 //!
-//! A guest pays for a slot at its start, whether it is ever filled or not: it asks for `_STA` several times and for little else. So that
-//! is a field and no method: an access costs less than an interpreter does for a method. Why no other way: ADR 18.
+//! A guest pays for a slot at its start, whether it is ever filled or not: it asks for `_STA`
+//! several times and for little else. So that is a field and no method: an access costs less than
+//! an interpreter does for a method. Why no other way: ADR 18.
 //!
-//! The DSDT must have revision 2 or higher, so that integers have 64 bits (ACPI 6.5 §19.3.5.7), and the PCI bank's fragment must
-//! come after the one that defines `\_SB_.PCI0`.
+//! The DSDT must have revision 2 or higher, so that integers have 64 bits (ACPI 6.5 §19.3.5.7), and
+//! the PCI bank's fragment must come after the one that defines `\_SB_.PCI0`.
 
 use acpi_tables::{Aml, AmlSink, aml};
 
 use crate::bank::{self, RECORD_BYTES, RECORDS, SlotKind};
 use crate::ged::GedEvent;
 
-/// Local APIC IDs and processor UIDs from this on have no room in a Processor Local APIC structure: 0xff is the broadcast ID.
+/// Local APIC IDs and processor UIDs from this on have no room in a Processor Local APIC structure:
+/// 0xff is the broadcast ID.
 const X2APIC_FROM: u32 = 0xff;
 
 /// The AML of one bank.
 #[derive(Clone, Debug)]
 pub struct BankAml {
-    /// What sits in the slots. Processors are `\_SB_.HCPU.Cxxx` (ACPI0007), where slot, `_UID` and local APIC ID are the same; memory
-    /// devices are `\_SB_.HMEM.Mxxx` (PNP0C80); functions 0 of bus 0 are `\_SB_.PCI0.Sxxx`, where slot and device number are the
-    /// same.
+    /// What sits in the slots. Processors are `\_SB_.HCPU.Cxxx` (ACPI0007), where slot, `_UID` and
+    /// local APIC ID are the same; memory devices are `\_SB_.HMEM.Mxxx` (PNP0C80); functions 0 of
+    /// bus 0 are `\_SB_.PCI0.Sxxx`, where slot and device number are the same.
     pub kind: SlotKind,
     /// Guest-physical address of the bank's register window.
     pub address: u64,
     /// Number of slots, at most [`Bank::MAX_SLOTS`](crate::bank::Bank::MAX_SLOTS); 32 for PCI.
     pub slots: u32,
-    /// How many slots, from 0 on, are pinned. A pinned processor is always there and cannot be ejected, other pinned slots have
-    /// no device here at all.
+    /// How many slots, from 0 on, are pinned. A pinned processor is always there and cannot be
+    /// ejected, other pinned slots have no device here at all.
     pub pinned: u32,
 }
 
@@ -162,8 +164,9 @@ impl BankAml {
         aml::Device::new(self.device(slot), vec![&Raw(body)]).to_aml_bytes(sink);
     }
 
-    /// `HMAT (slot)`: the interrupt controller structure of an enabled processor (ACPI 6.5 §6.2.10): Processor Local APIC (§5.2.12.2)
-    /// where the numbers fit, else Processor Local x2APIC (§5.2.12.12).
+    /// `HMAT (slot)`: the interrupt controller structure of an enabled processor (ACPI 6.5
+    /// §6.2.10): Processor Local APIC (§5.2.12.2) where the numbers fit, else Processor Local
+    /// x2APIC (§5.2.12.12).
     fn interrupt_controllers(&self, sink: &mut dyn AmlSink) {
         const LOCAL_APIC: [u8; 8] = [0, 8, 0, 0, 1, 0, 0, 0];
         const LOCAL_X2APIC: [u8; 16] = [9, 16, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
@@ -229,7 +232,8 @@ fn field(access: aml::FieldAccessType, entries: Vec<aml::FieldEntry>) -> aml::Fi
     aml::Field::new("BREG".into(), access, aml::FieldLockRule::NoLock, rule, entries)
 }
 
-/// A method of a slot's device that leaves the work to `shared`, with the slot's number and the first two of its `args` arguments.
+/// A method of a slot's device that leaves the work to `shared`, with the slot's number and the
+/// first two of its `args` arguments.
 fn forward(name: &str, args: u8, shared: &str, slot: u32, sink: &mut dyn AmlSink) {
     let (source, status) = (aml::Arg(0), aml::Arg(1));
     let mut passed: Vec<&dyn Aml> = vec![&slot];
@@ -297,8 +301,8 @@ fn sign(sink: &mut dyn AmlSink) {
     let answer = aml::Return::new(&aml::Arg(0));
     aml::Method::new("HSUN".into(), 1, true, vec![&signed, &answer]).to_aml_bytes(sink);
 }
-/// `NTFY (slot, value)`: notifies the slot's device. A tree and not a list of comparisons, because the interpreter is slow and a
-/// machine may have hundreds of slots.
+/// `NTFY (slot, value)`: notifies the slot's device. A tree and not a list of comparisons, because
+/// the interpreter is slow and a machine may have hundreds of slots.
 struct NotifyMethod<'a>(&'a BankAml);
 
 impl Aml for NotifyMethod<'_> {

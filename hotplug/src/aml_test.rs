@@ -200,7 +200,8 @@ fn a_processor_names_its_apic() {
 
 #[test]
 fn only_a_bank_with_processors_that_need_it_has_the_longer_structure() {
-    // Processor Local x2APIC (ACPI 6.5 §5.2.12.12): type 9, 16 bytes, enabled. APIC ID 0xfe is the last that does without.
+    // Processor Local x2APIC (ACPI 6.5 §5.2.12.12): type 9, 16 bytes, enabled. APIC ID 0xfe is the
+    // last that does without.
     const X2APIC: [u8; 16] = [9, 16, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
     for (slots, has_it) in [(1, false), (255, false), (256, true)] {
         let mut bytes = Vec::new();

@@ -1,7 +1,8 @@
 //! Many slots behind a few registers: what the guest's AML reads and writes.
 //!
-//! Register map, in a window of [`Bank::window_bytes`]. All registers are little-endian. Whoever writes names the slot in the value,
-//! and one write is one report: nothing has to be selected first, so the AML needs no lock and the bank keeps no cursor.
+//! Register map, in a window of [`Bank::window_bytes`]. All registers are little-endian. Whoever
+//! writes names the slot in the value, and one write is one report: nothing has to be selected
+//! first, so the AML needs no lock and the bank keeps no cursor.
 //!
 //! | offset | width | access | meaning |
 //! |---|---|---|---|
@@ -14,21 +15,25 @@
 //! | 0x840 + 0x10 * slot | 8 | R | `BASE`: guest-physical address of a memory slot |
 //! | 0x848 + 0x10 * slot | 8 | R | `SIZE`: its length in bytes |
 //!
-//! Taking and writing need aligned accesses of the full width. Reads of any other width or offset are harmless: they see the
-//! registers without taking anything (`TAKE` then reads as 0), and bytes that are not readable as ones. Other writes do nothing.
+//! Taking and writing need aligned accesses of the full width. Reads of any other width or offset
+//! are harmless: they see the registers without taking anything (`TAKE` then reads as 0), and bytes
+//! that are not readable as ones. Other writes do nothing.
 //!
 //! # Between two lives of a slot
 //!
-//! Once `_EJ0` has returned, Linux evaluates `_STA` to see whether the unit has gone, and 6.12 forgets it only then; until it has reported
-//! the end, the next `TAKE` may run on another processor. Were the slot shown anew in between, the guest would take the ejection for
-//! failed, keep what it had, and refuse the slot for good. So a slot that the guest has let go of waits with its next event until the
-//! guest has read its `_STA`, or reported that the ejection is over. One read shows eight slots, and counts for each of them (ADR 18).
+//! Once `_EJ0` has returned, Linux evaluates `_STA` to see whether the unit has gone, and 6.12
+//! forgets it only then; until it has reported the end, the next `TAKE` may run on another
+//! processor. Were the slot shown anew in between, the guest would take the ejection for failed,
+//! keep what it had, and refuse the slot for good. So a slot that the guest has let go of waits
+//! with its next event until the guest has read its `_STA`, or reported that the ejection is over.
+//! One read shows eight slots, and counts for each of them (ADR 18).
 //!
 //! # Proofs
 //!
-//! That a guest evaluates `_OST` with "success" does not prove that it has the unit: Linux 6.1 and 6.12 say so, too, when a
-//! processor could not be mapped or memory could not be added. So there is a second sign for each kind ([`SlotKind`]), and without it an
-//! insertion ends [`Outcome::Unproven`](crate::outcome::Outcome::Unproven) and the slot is withdrawn.
+//! That a guest evaluates `_OST` with "success" does not prove that it has the unit: Linux 6.1 and
+//! 6.12 say so, too, when a processor could not be mapped or memory could not be added. So there is
+//! a second sign for each kind ([`SlotKind`]), and without it an insertion ends
+//! [`Outcome::Unproven`](crate::outcome::Outcome::Unproven) and the slot is withdrawn.
 
 mod entry;
 mod kind;
@@ -108,7 +113,8 @@ pub enum BankError {
     },
 }
 
-/// The slots of one kind. On the bus it serves vCPU threads; [`Hotplug`](crate::Hotplug) works on it from the control thread.
+/// The slots of one kind. On the bus it serves vCPU threads; [`Hotplug`](crate::Hotplug) works on
+/// it from the control thread.
 pub struct Bank {
     kind: SlotKind,
     entries: Vec<Entry>,
@@ -185,7 +191,8 @@ impl Bank {
         Ok(())
     }
 
-    /// How many writes of the guest made no sense: `_EJ0` of what it was not asked for, reports about nothing, odd accesses.
+    /// How many writes of the guest made no sense: `_EJ0` of what it was not asked for, reports
+    /// about nothing, odd accesses.
     pub fn ignored(&self) -> u64 {
         self.metrics.ignored_writes.get()
     }
@@ -228,7 +235,8 @@ impl Bank {
     pub(crate) fn apply(&mut self, slot: u32, event: Event, sender: Option<OutcomeSender>) -> Result<State, BankError> {
         let repeats = self.kind.repeats_requests();
         let entry = self.entry(slot)?;
-        // What the guest has already let go of has nothing left to keep: there, asking means that nobody wants the slot again.
+        // What the guest has already let go of has nothing left to keep: there, asking means that
+        // nobody wants the slot again.
         if entry.pinned && event == Event::Ask && !matches!(entry.state, State::Ejected { .. }) {
             return Err(BankError::Pinned { slot });
         }
@@ -258,11 +266,11 @@ impl Bank {
         self.entries.get(usize::try_from(slot).ok()?)
     }
 
-    /// The next waiting event as `TAKE` shows it. The event is gone, and the slot seen, in one step: the host either withdraws
-    /// an event before or knows that the guest has it.
+    /// The next waiting event as `TAKE` shows it. The event is gone, and the slot seen, in one
+    /// step: the host either withdraws an event before or knows that the guest has it.
     ///
-    /// What comes is told in ascending order and before what goes, which is told in descending order: Linux 6.1 numbers processors in
-    /// the order of their coming.
+    /// What comes is told in ascending order and before what goes, which is told in descending
+    /// order: Linux 6.1 numbers processors in the order of their coming.
     fn take(&mut self) -> u32 {
         let waits = |notify| move |entry: &Entry| entry.notification() == Some(notify);
         let comes = self.entries.iter().position(waits(1));

@@ -1,4 +1,5 @@
-//! The Generic Event Device (ACPI 6.5 §5.6.9): one interrupt line, one status register, and the AML that sorts events out.
+//! The Generic Event Device (ACPI 6.5 §5.6.9): one interrupt line, one status register, and the AML
+//! that sorts events out.
 //!
 //! Register map, in a window of [`Ged::WINDOW_BYTES`]:
 //!
@@ -58,8 +59,9 @@ impl GedNotifier {
         self.irq.raise();
     }
 
-    /// Raises the interrupt again if the guest has not taken every event, and says so. An edge is lost while the guest's driver
-    /// has not yet unmasked the line, so whoever waits for a guest that is still starting should call this now and then.
+    /// Raises the interrupt again if the guest has not taken every event, and says so. An edge is
+    /// lost while the guest's driver has not yet unmasked the line, so whoever waits for a guest
+    /// that is still starting should call this now and then.
     pub fn retrigger(&self) -> bool {
         let waiting = self.status.load(Ordering::Acquire) != 0;
         if waiting {

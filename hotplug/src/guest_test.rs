@@ -1,6 +1,7 @@
 //! A guest's AML interpreter in miniature: the opcodes that this crate writes (ACPI 6.5 §20.2), and nothing else.
 //!
-//! With it the tests see what a guest would do, and not only which bytes it was given. What it does not know makes it panic.
+//! With it the tests see what a guest would do, and not only which bytes it was given. What it does
+//! not know makes it panic.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -16,18 +16,20 @@ pub enum Outcome {
         /// The `_OST` status code (ACPI 6.5 §6.3.5).
         ost: u32,
     },
-    /// The guest said that it did it, and nothing else shows that it has: Linux reports success for some insertions that failed.
+    /// The guest said that it did it, and nothing else shows that it has: Linux reports success for
+    /// some insertions that failed.
     Unproven,
     /// The guest has not answered in time.
     TimedOut,
-    /// A later operation on the same slot took its place, or it undid one that the guest had not heard of or would not do, or the host could
-    /// not go on with it: the guest has done nothing for it, and no answer will come.
+    /// A later operation on the same slot took its place, or it undid one that the guest had not
+    /// heard of or would not do, or the host could not go on with it: the guest has done nothing
+    /// for it, and no answer will come.
     Withdrawn,
 }
 
 impl Outcome {
-    /// The one that speaks for both: a refusal before a success without proof before a time-out before a withdrawal before
-    /// success.
+    /// The one that speaks for both: a refusal before a success without proof before a time-out
+    /// before a withdrawal before success.
     fn and(self, other: Self) -> Self {
         let weight = |outcome| match outcome {
             Self::Accepted => 0,

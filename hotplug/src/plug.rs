@@ -11,7 +11,8 @@ use crate::outcome::OutcomeReceiver;
 use crate::slot::{Event, State};
 use husk_devices::lock;
 
-/// What comes and goes: vCPUs, memory blocks, PCI devices. All methods are called on the control thread, with no lock held.
+/// What comes and goes: vCPUs, memory blocks, PCI devices. All methods are called on the control
+/// thread, with no lock held.
 pub trait Plug: Send {
     /// What is needed to create one.
     type Unit;
@@ -25,8 +26,9 @@ pub trait Plug: Send {
     /// Takes `unit` apart, which was to fill a slot and does not. Must not wait.
     fn discard(&mut self, _unit: Self::Unit) {}
 
-    /// Begins to take the unit away, after the guest let go: out of the guest's reach, its threads asked to stop. Whether
-    /// [`Plug::destroy`] would wait for nothing. Called again by each [`Hotplug::reap`] until it does; must not wait itself.
+    /// Begins to take the unit away, after the guest let go: out of the guest's reach, its threads
+    /// asked to stop. Whether [`Plug::destroy`] would wait for nothing. Called again by each
+    /// [`Hotplug::reap`] until it does; must not wait itself.
     fn retire(&mut self, _slot: u32) -> bool {
         true
     }
@@ -69,8 +71,8 @@ pub enum HotplugError {
     },
 }
 
-/// Slots of one kind and what fills them. Belongs to the control thread; holds the bank's lock only for moments, and never
-/// while it calls the [`Plug`].
+/// Slots of one kind and what fills them. Belongs to the control thread; holds the bank's lock only
+/// for moments, and never while it calls the [`Plug`].
 pub struct Hotplug<P: Plug> {
     plug: P,
     bank: Arc<Mutex<Bank>>,
@@ -150,8 +152,9 @@ impl<P: Plug> Hotplug<P> {
         Ok(receiver)
     }
 
-    /// Wants `slot` to stay after all, if the guest has not heard that it is to let go of it. Whether it was so: otherwise nothing has changed.
-    /// The removal's outcome is [`Outcome::Withdrawn`](crate::outcome::Outcome::Withdrawn).
+    /// Wants `slot` to stay after all, if the guest has not heard that it is to let go of it.
+    /// Whether it was so: otherwise nothing has changed. The removal's outcome is
+    /// [`Outcome::Withdrawn`](crate::outcome::Outcome::Withdrawn).
     pub fn take_back(&mut self, slot: u32) -> bool {
         // The guest takes events under this lock, so what it has not heard it never will.
         let mut bank = self.bank();
@@ -194,7 +197,8 @@ impl<P: Plug> Hotplug<P> {
     /// whenever a unit may have become ready.
     ///
     /// # Errors
-    /// The first failure of the host; the other slots are served all the same, and those that failed will be tried again.
+    /// The first failure of the host; the other slots are served all the same, and those that
+    /// failed will be tried again.
     pub fn reap(&mut self) -> Result<Vec<u32>, HotplugError> {
         self.discard_unneeded();
         let slots: Vec<u32> = self.matching(|state| matches!(state, State::Ejected { .. }));
@@ -298,7 +302,8 @@ impl<P: Plug> Hotplug<P> {
         }
     }
 
-    /// Creates a unit for `event`. Only the control thread fills an empty slot, so what was allowed before is allowed after.
+    /// Creates a unit for `event`. Only the control thread fills an empty slot, so what was allowed
+    /// before is allowed after.
     fn create(&mut self, slot: u32, unit: P::Unit, event: Event) -> Result<(), HotplugError> {
         let allowed = self.bank().check(slot, event);
         if let Err(error) = allowed {
@@ -330,7 +335,8 @@ impl<P: Plug> Hotplug<P> {
         }
     }
 
-    /// Destroys an ejected unit and, if the slot is wanted, creates and offers its successor. Whether the unit was ready for that.
+    /// Destroys an ejected unit and, if the slot is wanted, creates and offers its successor.
+    /// Whether the unit was ready for that.
     fn complete_eject(&mut self, slot: u32) -> Result<bool, HotplugError> {
         if !self.plug.retire(slot) {
             return Ok(false);

@@ -599,8 +599,8 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    /// Exactly the slots that are not empty have a unit, whatever host and guest do, and in the end all of it can be cleared. What was to fill
-    /// one is created or discarded, once.
+    /// Exactly the slots that are not empty have a unit, whatever host and guest do, and in the end
+    /// all of it can be cleared. What was to fill one is created or discarded, once.
     #[test]
     fn units_and_slots_agree(
         kind in prop::sample::select(vec![SlotKind::Cpu, SlotKind::Memory, SlotKind::Pci]),

@@ -1,7 +1,7 @@
 //! How large a pod should be: OCI resources and `io.katacontainers` annotations in, vCPUs and bytes out.
 //!
-//! The rules are those of the Kata shims, so that husk can say beforehand what a shim will ask for. Both shims size a pod either
-//! once, before it starts (static), or with every container (dynamic):
+//! The rules are those of the Kata shims, so that husk can say beforehand what a shim will ask for.
+//! Both shims size a pod either once, before it starts (static), or with every container (dynamic):
 //!
 //! | | Rust shim | Go shim |
 //! |---|---|---|
@@ -24,8 +24,9 @@
 //! memory count for none, where the Rust shim adds them up; and huge pages count without a `memory` beside them, as
 //! with the Rust shim.
 //!
-//! One is theirs and not runc's: a quota without a period limits nothing, where runc applies it to the kernel's period of
-//! 100 ms. That period bounds what such a quota may be, so that a number of no meaning in any period is refused.
+//! One is theirs and not runc's: a quota without a period limits nothing, where runc applies it to
+//! the kernel's period of 100 ms. That period bounds what such a quota may be, so that a number of
+//! no meaning in any period is refused.
 
 use crate::sizing::annotation::AnnotationError;
 use crate::sizing::resources::{CpuSet, CpuTime, Resources};
@@ -194,8 +195,8 @@ impl Sizing {
     /// The size that a running pod of size `now` should have after `change`, given all its containers.
     ///
     /// # Errors
-    /// The maximum of vCPUs is out of range, the memory above its maximum, or `block_bytes`, the unit in which the guest takes
-    /// memory, is 0.
+    /// The maximum of vCPUs is out of range, the memory above its maximum, or `block_bytes`, the
+    /// unit in which the guest takes memory, is 0.
     pub fn resized(
         &self,
         now: PodSize,

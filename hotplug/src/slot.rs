@@ -1,8 +1,9 @@
 //! The life of one hot-plug slot: a pure state machine without lock, clock or device.
 //!
-//! `Empty -offer-> Offered -_OST ok-> Present -ask-> Asked -_EJ0-> Ejected -destroy-> Empty`, and what may go otherwise. Where
-//! `_OST` proves nothing by itself, `Reported` lies between `Offered` and `Present` ([`SlotKind`](crate::bank::SlotKind) says which). A
-//! dash is an event that the state refuses: an error for the host, a shrug for the guest.
+//! `Empty -offer-> Offered -_OST ok-> Present -ask-> Asked -_EJ0-> Ejected -destroy-> Empty`, and
+//! what may go otherwise. Where `_OST` proves nothing by itself, `Reported` lies between `Offered`
+//! and `Present` ([`SlotKind`](crate::bank::SlotKind) says which). A dash is an event that the
+//! state refuses: an error for the host, a shrug for the guest.
 //!
 //! | state | offer | ask | reclaim | expire | destroyed | take | reported | inserted | insert refused (2) | eject refused | eject |
 //! |---|---|---|---|---|---|---|---|---|---|---|---|
@@ -18,14 +19,15 @@
 //! | `Ejected` | - | same | wanted | same | `Empty` | - | - | - | - | - | - |
 //! | `Ejected` wanted | - | not wanted | same | not wanted | `Offered` | - | - | - | - | - | - |
 //!
-//! (1) only while unconfirmed: the insertion itself is still unanswered. From an unconfirmed `Asked`, `Present` in the table
-//! means `Offered` seen. (2) also when success was reported and nothing else shows it. `Boot` leads from `Empty` to `Present` and
-//! nowhere else.
+//! (1) only while unconfirmed: the insertion itself is still unanswered. From an unconfirmed
+//! `Asked`, `Present` in the table means `Offered` seen. (2) also when success was reported and
+//! nothing else shows it. `Boot` leads from `Empty` to `Present` and nowhere else.
 //!
-//! Three rules made the table. *What the guest has not seen can be withdrawn* without its ever knowing, so a time-out undoes
-//! it; what it has seen it may still finish, late. *The guest lets go only of what it was asked for*: `_EJ0` counts in `Asked`
-//! and nowhere else. *A grow never waits behind a shrink*: reclaiming a slot either takes the question back or, when the guest
-//! has already been asked, wants the slot again as soon as the guest has let go.
+//! Three rules made the table. *What the guest has not seen can be withdrawn* without its ever
+//! knowing, so a time-out undoes it; what it has seen it may still finish, late. *The guest lets go
+//! only of what it was asked for*: `_EJ0` counts in `Asked` and nowhere else. *A grow never waits
+//! behind a shrink*: reclaiming a slot either takes the question back or, when the guest has
+//! already been asked, wants the slot again as soon as the guest has let go.
 
 use crate::outcome::Outcome;
 
@@ -120,7 +122,8 @@ pub struct NotAllowed {
     pub event: Event,
 }
 
-/// `_OST` source events: Notify values 0 to 0xff and processing codes (ACPI 6.5 §6.3.5, table "OST source event codes").
+/// `_OST` source events: Notify values 0 to 0xff and processing codes (ACPI 6.5 §6.3.5, table "OST
+/// source event codes").
 mod source {
     pub const BUS_CHECK: u32 = 0;
     pub const DEVICE_CHECK: u32 = 1;
@@ -135,8 +138,9 @@ const OST_INSERTION_IN_PROGRESS: u32 = 0x80;
 const OST_EJECTION_PENDING: u32 = 0x84;
 
 impl Event {
-    /// What an `_OST` evaluation says, or `None` if it decides nothing: progress reports, events that no slot is concerned
-    /// with, and the success of an ejection, whose proof is `_EJ0` and not a report.
+    /// What an `_OST` evaluation says, or `None` if it decides nothing: progress reports, events
+    /// that no slot is concerned with, and the success of an ejection, whose proof is `_EJ0` and
+    /// not a report.
     pub fn from_ost(source_event: u32, status: u32) -> Option<Self> {
         match (source_event, status) {
             (source::BUS_CHECK | source::DEVICE_CHECK | source::INSERTION_PROCESSING, status) => match status {
@@ -348,8 +352,8 @@ fn kept(confirmed: bool) -> Step {
     })
 }
 
-/// The same for a grow, which has what it wants and of which the guest hears nothing; if the insertion before is still unanswered, that
-/// answer is its own.
+/// The same for a grow, which has what it wants and of which the guest hears nothing; if the
+/// insertion before is still unanswered, that answer is its own.
 fn regained(confirmed: bool) -> Step {
     Step {
         add: confirmed.then_some(Outcome::Withdrawn),

@@ -7,8 +7,9 @@ use crate::slot::{Event, NotAllowed, State};
 /// What a slot's device is notified of to have the guest let go (ACPI 6.5 §5.6.6).
 const EJECT_REQUEST: u8 = 3;
 
-/// How often a guest is told again of memory that it says it has, before it is not believed. Each time it tries to add what is missing,
-/// so the second attempt may succeed and the third event then prove it.
+/// How often a guest is told again of memory that it says it has, before it is not believed. Each
+/// time it tries to add what is missing, so the second attempt may succeed and the third event then
+/// prove it.
 const CHECKS: u8 = 3;
 
 /// One slot.

@@ -14,8 +14,8 @@
 //! | `….enable_hugepages`, `….enable_virtio_mem`, `….enable_mem_prealloc` | `true` or `false` |
 //! | `….kernel_params` | printable text of at most 2047 bytes |
 //!
-//! Any other key below `io.katacontainers.config.hypervisor.` asks for what would not be given, and is refused. What is not below it,
-//! nor the CRI's of this list, is for others.
+//! Any other key below `io.katacontainers.config.hypervisor.` asks for what would not be given, and
+//! is refused. What is not below it, nor the CRI's of this list, is for others.
 
 use super::resources::{CpuTime, Resources};
 use super::{MAX_VCPUS, MIB, Sizing};
@@ -111,8 +111,8 @@ impl Sizing {
         Ok(pod)
     }
 
-    /// Takes over what a pod's annotations say about its configuration, all or nothing. Which of them a pod may use is the node's to
-    /// decide beforehand.
+    /// Takes over what a pod's annotations say about its configuration, all or nothing. Which of
+    /// them a pod may use is the node's to decide beforehand.
     ///
     /// # Errors
     /// A key below [`HYPERVISOR`] is unknown; a value is none, or out of range.

@@ -6,8 +6,9 @@ use super::resources::Resources;
 use super::{Change, PodSize, Sizing, SizingError};
 
 impl Sizing {
-    /// As [`Sizing::resized`], but an update and an exit also take whole blocks of memory away that the containers do not need, down to
-    /// the `boot_bytes` that the guest started with, and give the pod the vCPUs that they need.
+    /// As [`Sizing::resized`], but an update and an exit also take whole blocks of memory away that
+    /// the containers do not need, down to the `boot_bytes` that the guest started with, and give
+    /// the pod the vCPUs that they need.
     ///
     /// # Errors
     /// As [`Sizing::resized`].

@@ -28,8 +28,8 @@ impl CpuTime {
         }
     }
 
-    /// A CFS quota per period, both in microseconds (cgroup `cpu.max`). `None` if that is no limit: a quota of 0 or less, or no
-    /// period.
+    /// A CFS quota per period, both in microseconds (cgroup `cpu.max`). `None` if that is no limit:
+    /// a quota of 0 or less, or no period.
     pub fn from_quota(quota_us: i64, period_us: u64) -> Option<Self> {
         let quota = u128::try_from(quota_us).ok().filter(|quota| *quota > 0)?;
         let nanos = quota.saturating_mul(NANOS).checked_div(u128::from(period_us))?;
