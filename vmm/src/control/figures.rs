@@ -19,6 +19,7 @@ impl Controller {
             resize_failures: vec![
                 ("refused", self.resize_failures.refused),
                 ("unanswered", self.resize_failures.unanswered),
+                ("superseded", self.resize_failures.superseded),
             ],
             phases: self.phases(),
             process,

@@ -35,6 +35,8 @@ pub(super) struct Failures {
     pub(super) refused: u64,
     /// The guest has not done all of it in time.
     pub(super) unanswered: u64,
+    /// Another `vm.resize` asked for other values of all of it first, or the VM came to its end.
+    pub(super) superseded: u64,
 }
 
 /// What became of the last `vm.resize`, for `vm.resize-status`.
@@ -345,8 +347,13 @@ impl Work<Controller> for Waiting {
 
     fn give_up(&mut self, owner: &mut Controller, why: GiveUp<'_>) -> Outcome {
         match why {
-            GiveUp::Superseded("vm.resize") => Ok(Reply::Done),
-            GiveUp::Superseded(by) => Err(superseded(self.command(), by)),
+            GiveUp::Superseded(by) => {
+                owner.resize_failures.superseded += 1;
+                match by {
+                    "vm.resize" => Ok(Reply::Done),
+                    by => Err(superseded(self.command(), by)),
+                }
+            }
             GiveUp::Late => {
                 let machine = owner.vm.as_ref().and_then(|vm| vm.machine());
                 let pending = machine.and_then(|machine| machine.resize_pending(of_machine(self.left)));

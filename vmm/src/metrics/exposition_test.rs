@@ -48,7 +48,7 @@ fn figures() -> Figures {
             halted: Some(Duration::from_secs(2)),
         }],
         resizes: vec![("vcpu_online", latency)],
-        resize_failures: vec![("refused", 3), ("unanswered", 0)],
+        resize_failures: vec![("refused", 3), ("unanswered", 0), ("superseded", 1)],
         ram: Some(Ram {
             boot_bytes: 3,
             dimm_bytes: 2,
@@ -174,6 +174,7 @@ fn values_are_those_of_the_devices() {
         ("husk_resize_duration_seconds_count{what=\"vcpu_online\"}", "2"),
         ("husk_resize_failures_total{outcome=\"refused\"}", "3"),
         ("husk_resize_failures_total{outcome=\"unanswered\"}", "0"),
+        ("husk_resize_failures_total{outcome=\"superseded\"}", "1"),
         (
             "husk_api_request_duration_seconds_count{endpoint=\"vm.add-disk\",status=\"400\"}",
             "1",

@@ -133,7 +133,7 @@ husk_guest_memory_bytes gauge class Guest RAM: what was asked for (wanted), what
 husk_kvm_page_table_bytes gauge - Page tables that KVM needs at least for what it has mapped, computed from the pages by size; KVM does not tell what it has
 husk_resident_memory_bytes gauge class Memory of the process: anonymous (guest RAM that is private, and husk's own), shared (guest RAM that is shared), file (the program), page_tables, swapped
 husk_resize_duration_seconds histogram what How long the guest took for what it was asked
-husk_resize_failures counter outcome What a resize asked for and the guest or the host would not do (refused), and resizes that the guest had not done in time (unanswered)
+husk_resize_failures counter outcome What a resize asked for and the guest or the host would not do (refused), resizes that the guest had not done in time (unanswered), and those that another one or the end of the VM came before (superseded)
 husk_api_request_duration_seconds histogram endpoint,status Requests to the API, by how long their answer took
 husk_api_connections gauge socket Clients that are connected
 husk_log_lines counter level Lines of the log

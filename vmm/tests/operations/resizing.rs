@@ -201,6 +201,10 @@ fn a_resize_is_answered_for_what_it_asked_for_whatever_others_ask_for_meanwhile(
         counted.contains("husk_resize_failures_total{outcome=\"unanswered\"} 4"),
         "{counted}"
     );
+    assert!(
+        counted.contains("husk_resize_failures_total{outcome=\"superseded\"} 1"),
+        "{counted}"
+    );
     // What it comes to is what there is to see, and what the next guest begins with.
     let in_balloon = |client: &mut Client| {
         let (info, status) = (client.get("vm.info").1, client.get("vm.resize-status").1);
