@@ -6,7 +6,7 @@
 //! for itself. What a later `vm.resize` asks for with another value is no longer wanted: who waits goes on with the
 //! rest, or is told 204 where there is none. One whose size was made of a list of containers that has changed since is
 //! 409, and nothing is asked for. `vm.resize-status` tells what became of the last one, also when that is known only
-//! after its client has been answered.
+//! after its client has been answered, and when the guest has gone: until another one is started.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use husk_devices::error_chain;
 use serde_json::{Value, json};
 
 use super::operation::{GiveUp, Operation, Work, superseded};
-use super::{ApiError, Controller, Due, Kind, Outcome, Progress, Reply, Resize, existing, of_config, running};
+use super::{ApiError, Controller, Due, Kind, Outcome, Progress, Reply, Resize, existing, of_config};
 use crate::api::Command;
 use crate::config::{Limits, VmConfig};
 use crate::machine::{Change, Machine, Refusal, ResizeError, TargetSize, Why, millis};
@@ -53,6 +53,9 @@ pub(super) struct LastResize {
 }
 
 const TIMED_OUT: &str = "timed-out";
+const IN_PROGRESS: &str = "in-progress";
+/// The guest's end came first.
+const ABANDONED: &str = "abandoned";
 
 impl LastResize {
     /// The guest has done all that it is going to do, or `refusals` say what not.
@@ -72,6 +75,14 @@ impl LastResize {
     fn ends_late(&mut self, refusals: &[Refusal]) {
         if self.outcome == TIMED_OUT {
             *self = Self::ended(self.number, self.wanted, self.since, refusals);
+        }
+    }
+
+    /// The guest has gone: what it has not done it never will.
+    pub(super) fn lose_guest(&mut self) {
+        if self.outcome == IN_PROGRESS {
+            self.outcome = ABANDONED;
+            self.latency = Some(self.since.elapsed());
         }
     }
 }
@@ -234,7 +245,8 @@ impl Controller {
     }
 
     pub(super) fn resize_status(&mut self) -> Outcome {
-        let vm = running(&mut self.vm)?;
+        let vm = existing(&mut self.vm)?;
+        // Without a guest there is nothing but what became of the last one: sizes are the configuration's then.
         let mut status = vm
             .machine()
             .map_or_else(|| json!({}), |machine| machine.resize_status());
@@ -325,7 +337,7 @@ impl Work<Controller> for Waiting {
             owner.note_resize(LastResize {
                 number: self.number,
                 wanted: self.wanted,
-                outcome: "in-progress",
+                outcome: IN_PROGRESS,
                 what: pending,
                 since: self.since,
                 latency: None,
@@ -411,6 +423,18 @@ mod tests {
         assert_eq!(end(&[], late.clone()), ("accepted", String::new()));
         let told = "add vCPU 3: the guest refused, with code 0x81, add vCPU 3: the guest reported success, but does not have it";
         assert_eq!(end(&refusals, late.clone()), ("refused", told.to_owned()));
+        // The end of the guest adds nothing to what is known.
+        let mut gone = late.clone();
+        gone.lose_guest();
+        assert_eq!(gone, late);
+        let mut gone = LastResize {
+            outcome: IN_PROGRESS,
+            latency: None,
+            ..late.clone()
+        };
+        gone.lose_guest();
+        assert_eq!((gone.outcome, &gone.what), (ABANDONED, &late.what));
+        assert!(gone.latency > Some(Duration::from_secs(1)));
         // It ends once.
         let mut ended = LastResize::ended(late.number, late.wanted, late.since, &refusals);
         let before = ended.clone();

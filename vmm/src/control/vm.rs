@@ -230,6 +230,8 @@ impl Vm {
     pub(super) fn start(&mut self, mut machine: Machine) {
         machine.start();
         self.machine = Some(machine);
+        // This guest has not been asked for anything.
+        self.last_resize = None;
         self.state = VmState::Running;
     }
 
@@ -377,8 +379,9 @@ impl Vm {
         self.opening.clear();
         self.pending.clear();
         self.stopping = Stopping::default();
-        // The next guest has not been asked for anything.
-        self.last_resize = None;
+        if let Some(last) = &mut self.last_resize {
+            last.lose_guest();
+        }
         self.stopped = None;
         self.containers.replace(self.no_containers.clone());
         self.state = VmState::Shutdown;

@@ -248,6 +248,22 @@ fn a_husk_that_tells_less_is_believed_as_far_as_it_tells() {
 }
 
 #[test]
+fn a_vm_that_does_not_run_has_the_sizes_of_its_configuration() {
+    let server = Server::new(|request, _| match request {
+        "GET vm.resize-status" => Reply::Answer(200, json!({"last": {"outcome": "accepted"}})),
+        _ => Reply::Answer(
+            200,
+            json!({"config": {"cpus": {"boot_vcpus": 2, "max_vcpus": 4}}, "memory_actual_size": 64 * MIB}),
+        ),
+    });
+    let status = Status::ask(&mut server.client()).unwrap();
+    assert_eq!(
+        (status.vcpus_now(), status.memory_now(), status.outcome()),
+        (2, 64 * MIB, None)
+    );
+}
+
+#[test]
 fn a_balloon_is_there_when_the_guest_has_given_it() {
     let mut given = 0;
     let server = Server::new(move |request, _| match request {

@@ -68,7 +68,7 @@ pub struct Balloon {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Last {
-    /// `accepted`, `refused`, `timed-out` or `in-progress`.
+    /// `accepted`, `refused`, `timed-out`, `in-progress` or `abandoned`.
     pub outcome: Option<String>,
     /// More about it.
     pub what: Option<String>,
@@ -83,6 +83,8 @@ impl Status {
         let raw = match client.get("vm.resize-status") {
             // A husk without it, or one without a VM, which the next answer tells apart.
             Err(error) if matches!(error.status(), Some(404 | 409 | 501)) => from_info(&client.get("vm.info")?),
+            // A VM that does not run has the sizes of its configuration.
+            Ok(status) if status.get("vcpus").or(status.get("memory")).is_none() => from_info(&client.get("vm.info")?),
             answer => answer?,
         };
         let status: Self = serde_json::from_value(raw.clone()).map_err(|e| ClientError::Nonsense {
