@@ -275,7 +275,10 @@ impl AddressSpace {
             .reserve()
             .map_or((0, BLOCK_BYTES), |reserve| (reserve.base, reserve.unit));
         let parts = self.parts_in_reserve(kind, base, bytes, unit, None)?;
-        Ok(Placed::new(self.clone(), self.take_place(parts, Placement::Reserve(unit))?))
+        Ok(Placed::new(
+            self.clone(),
+            self.take_place(parts, Placement::Reserve(unit))?,
+        ))
     }
 
     /// Adds `bytes` bytes of memory, wherever there is room in the reserve. The guest can reach it, and knows nothing of it:

@@ -214,5 +214,19 @@ fn a_resize_is_answered_for_what_it_asked_for_whatever_others_ask_for_meanwhile(
     assert_eq!(in_balloon(&mut client), [4096, 4096]);
     done(&mut client, "vm.reboot");
     assert_eq!(in_balloon(&mut client), [4096, 4096]);
+    // What became of a resize is known until the next guest.
+    assert_eq!(last(&mut client), Value::Null);
+    let asked = asking(7);
+    until(|| last(&mut client)["outcome"] == "in-progress");
+    done(&mut client, "vm.shutdown");
+    assert_eq!(asked.join().unwrap().0, 409);
+    let (status, told) = client.get("vm.resize-status");
+    assert_eq!((status, told.as_object().unwrap().len()), (200, 1), "{told}");
+    assert_eq!(
+        (&told["last"]["outcome"], &told["last"]["desired_vcpus"]),
+        (&json!("abandoned"), &json!(7))
+    );
+    done(&mut client, "vm.boot");
+    assert_eq!(last(&mut client), Value::Null);
     husk.shut_down();
 }

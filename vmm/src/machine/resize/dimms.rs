@@ -196,8 +196,12 @@ impl Plug for DimmPlug {
             let removal = BackgroundTask::queue(self.waker.clone(), move || region.remove());
             self.leaving.insert(slot, Leaving { extent, removal });
         }
-        let Some(leaving) = self.leaving.get(&slot) else { return true };
-        let Some(removed) = leaving.removal.take_result() else { return false };
+        let Some(leaving) = self.leaving.get(&slot) else {
+            return true;
+        };
+        let Some(removed) = leaving.removal.take_result() else {
+            return false;
+        };
         self.leaving.remove(&slot);
         if let Err(error) = removed {
             // For `destroy` to tell.

@@ -1,43 +1,33 @@
 //! Memory that comes and goes: blocks of virtio-mem where the guest has a driver for it, DIMMs otherwise.
 //!
-//! A guest needs free memory to describe memory: 64 bytes for each page of 4 KiB. Linux that has not enough of it fails to add a DIMM, keeps
-//! what it has described of it, and kills its own processes. So a DIMM takes at most half of what the guest says that it has available
-//! ([`ShrinkLimit`]). Where nobody says, the first one is small, since a guest may be asked to grow because it has nothing left: a unit, or a
-//! [`FIRST`]th of what it has. Each next one is at most [`STEP`] times what has come before it: that is described in what came. virtio-mem
-//! needs no such care: the driver takes a block after the other, and stops when it cannot.
+//! How large a DIMM may be stands in `memory/dimm_requests.rs`. virtio-mem needs no such care: the
+//! driver takes a block after the other, and stops when it cannot.
 //!
-//! Of a guest that shrinks no more is asked than it says that it can spare. Either way nothing is asked any more once it has said that it
-//! killed a process for want of memory.
+//! Of a guest that shrinks no more is asked than it says that it can spare. Either way nothing is
+//! asked any more once it has said that it killed a process for want of memory
+//! (`memory/shortage.rs`).
+
+mod dimm_requests;
+mod report;
+mod shortage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use husk_devices::error_chain;
+use husk_hotplug::Hotplug;
 use husk_hotplug::outcome::{Outcome, OutcomeReceiver};
-use husk_hotplug::slot::State;
-use husk_hotplug::{Hotplug, Plug};
-use husk_virtio::balloon::BalloonHandle;
-use husk_virtio::mem::{MemHandle, MemSize};
-use serde_json::{Value, json};
+use husk_virtio::mem::MemHandle;
 
-use super::dimms::{DIMMS, DimmPlug, Dimms, Readying, filled};
+use super::dimms::{DimmPlug, Dimms, Readying, filled};
 use super::retry::Retry;
-use super::shrink_limit::{AvailableMemory, MinimumSize, Room, ShrinkLimit};
-use super::{Change, Latency, Refusal, ResizeError, Why, millis};
-use crate::memory::{AddressSpace, MemoryError, Region, Step};
-use crate::metrics::Ram;
+use super::shrink_limit::{AvailableMemory, MinimumSize, ShrinkLimit};
+use super::{Change, Latency, Refusal, ResizeError, Why};
+use crate::memory::AddressSpace;
+use dimm_requests::has_unreturned_dimm;
+use report::{dimm_bytes, owed};
 
-/// A DIMM has at most so many times the memory that the guest has, or that has come for the same request where it does not say what it has
-/// available: it takes an eighth of that to describe it.
-const STEP: u64 = 8;
-/// The first DIMM for a guest that does not say what it has available is such a part of what it has. To describe that takes a thousandth of its
-/// memory, which Linux keeps free whatever its programs want (`min_free_kbytes`).
-const FIRST: u64 = 16;
-/// A byte describes so many: 64 bytes a page of 4 KiB (Linux, `struct page`).
-const DESCRIBED: u64 = 64;
-/// What a guest that has run out of memory gets again of what it gave back, in bytes.
-const RELIEF: u64 = 64 << 20;
 /// After so long KVM is asked again for memory that it did not give back.
 const KEPT_AGAIN: Duration = Duration::from_secs(1);
 
@@ -228,14 +218,6 @@ impl MemoryResize {
         self.parts.boot_bytes.saturating_add(self.added(dimms))
     }
 
-    /// RAM of the start, and what the guest has of DIMMs.
-    pub fn figures(&self, dimms: &Dimms) -> Ram {
-        Ram {
-            boot_bytes: self.parts.boot_bytes,
-            dimm_bytes: dimm_bytes(dimms),
-        }
-    }
-
     /// Tells what the guest has answered, and asks for what comes next.
     pub fn advance(&mut self, dimms: &mut Dimms, changes: &mut Vec<Change>) {
         if let Some(dimms) = dimms
@@ -287,58 +269,6 @@ impl MemoryResize {
     /// The guest is paused, or runs again.
     pub fn hold(&mut self, is_held: bool) {
         self.shrink_limit.hold(is_held, Instant::now());
-    }
-
-    /// Whether the guest is giving memory back, and has not stood still for long.
-    pub fn is_shrinking(&self, dimms: &Dimms) -> bool {
-        let is_at_work = self.in_flight.is_some() || self.retry.due().is_some();
-        is_at_work && self.refusals.is_empty() && self.added(dimms) > self.wanted
-    }
-
-    /// The guest has said `why` it has no memory left: if that may be for what it gives back, it keeps the rest, and
-    /// gets some of it again where that comes in blocks. A DIMM that it has been asked for already may still go.
-    pub fn stop_shrinking(&mut self, dimms: &Dimms, why: &str) -> Option<Change> {
-        if !self.is_shrinking(dimms) {
-            return None;
-        }
-        if let Some(blocks) = &self.blocks {
-            // It was the guest's a moment ago, and it may need the last of it to come to itself.
-            let gone = self.reported_bytes.saturating_sub(self.added(dimms));
-            self.request(blocks.size().plugged_bytes.saturating_add(gone.min(RELIEF)));
-        }
-        let what = format!("remove memory: the guest is out of memory: {why}");
-        let mut changes = Vec::new();
-        self.refuse(Refusal { what, why: Why::Host }, &mut changes);
-        if self.in_flight.is_none() {
-            self.accept_current_size(dimms);
-        }
-        changes.pop()
-    }
-
-    /// Whether a DIMM is to come that the guest has to describe.
-    pub fn is_growing(&self, dimms: &Dimms) -> bool {
-        let comes = match &self.in_flight {
-            Some(in_flight) => in_flight.comes,
-            None => dimms.is_some() && !self.has_driver() && self.dimm_goal_bytes() > filled(dimms),
-        };
-        comes && self.refusals.is_empty()
-    }
-
-    /// The guest has said `why` it has no memory left: if that may be for what comes, no more does. A DIMM that it has been told of may still
-    /// come.
-    pub fn stop_growing(&mut self, dimms: &mut Dimms, why: &str) -> Option<Change> {
-        if !self.is_growing(dimms) {
-            return None;
-        }
-        if let (Some(readying), Some(dimms)) = (self.readying.take(), dimms.as_mut()) {
-            dimms.plug_mut().abandon(readying);
-        }
-        self.is_held_up = false;
-        let what = format!("add memory: the guest is out of memory: {why}");
-        let mut changes = Vec::new();
-        self.refuse(Refusal { what, why: Why::Host }, &mut changes);
-        self.accept_current_size(dimms);
-        changes.pop()
     }
 
     fn poll_answer(&mut self, changes: &mut Vec<Change>) {
@@ -482,141 +412,6 @@ impl MemoryResize {
         }
     }
 
-    /// What is to be there as DIMMs. What was asked for as blocks may be no whole unit.
-    fn dimm_goal_bytes(&self) -> u64 {
-        let bytes = self.goal_bytes.saturating_sub(self.requested());
-        bytes.next_multiple_of(self.parts.unit.max(1))
-    }
-
-    /// Takes back what is not wanted any more and the guest has not heard of.
-    fn withdraw_unseen(&mut self, dimms: &mut Dimms) {
-        let filled = filled(dimms).saturating_add(self.requested());
-        let (Some(in_flight), Some(dimms)) = (&self.in_flight, dimms) else {
-            return;
-        };
-        let taken_back = match dimms.state(in_flight.slot) {
-            Some(State::Offered { seen: false }) if filled > self.wanted => dimms.remove(in_flight.slot),
-            Some(State::Ejected { wanted: true }) if filled.saturating_add(in_flight.bytes) > self.wanted => {
-                dimms.remove(in_flight.slot)
-            }
-            Some(State::Asked { seen: false, .. }) if filled < self.wanted => {
-                // Should the guest hear of it in this moment, it goes, and another one comes.
-                if dimms.take_back(in_flight.slot) {
-                    self.in_flight = None;
-                }
-                return;
-            }
-            _ => return,
-        };
-        if let Err(error) = taken_back {
-            // The guest never had it. What the host does not give back is tried again at the next wakeup.
-            log::error!(
-                "memory slot {} is not taken apart: {}",
-                in_flight.slot,
-                error_chain(&error)
-            );
-        }
-        self.in_flight = None;
-    }
-
-    fn add_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, missing: u64, filled: u64) -> Result<(), ResizeError> {
-        let Some(bytes) = self.next_dimm(missing, filled) else {
-            self.held_reason = Some("the guest to say what memory it has available".into());
-            return Ok(());
-        };
-        // One that is empty waits for nothing that is still on its way to the host.
-        let empty = dimms.states().into_iter().find(|(_, state)| *state == State::Empty);
-        let Some((slot, _)) = empty.or_else(|| dimms.lowest_free()) else {
-            return Err(ResizeError::NoSlot(DIMMS));
-        };
-        let plug = dimms.plug_mut();
-        let region = match self.region(plug, bytes) {
-            // What went before has its place until the host has it again.
-            Err(error) if is_without_place(&error) && plug.is_giving_back() => {
-                self.is_held_up = true;
-                None
-            }
-            // DIMMs that stayed have cut it up. What is left over comes as the next one.
-            Err(error) if is_without_place(&error) => match plug.space.room(bytes) {
-                0 => return Err(error),
-                room => self.region(plug, room)?,
-            },
-            region => region?,
-        };
-        let Some(region) = region else { return Ok(()) };
-        let bytes = region.info().bytes;
-        let receiver = dimms.fill(slot, region)?;
-        self.refused_slots.remove(&slot);
-        // Before the next one comes, the guest is asked again.
-        self.shrink_limit.reset();
-        self.track_request(slot, bytes, true, receiver);
-        Ok(())
-    }
-
-    /// How much of what is `missing` the guest can describe, with `filled` bytes of DIMMs; `None` until it has said what it has available.
-    fn next_dimm(&mut self, missing: u64, filled: u64) -> Option<u64> {
-        if let Some(readying) = &self.readying {
-            return Some(missing.min(readying.bytes));
-        }
-        let has = self.parts.boot_bytes.saturating_add(filled);
-        let most = match self.shrink_limit.room(has, Instant::now()) {
-            Room::Pending => return None,
-            Room::Bytes(available) => (available / 2).saturating_mul(DESCRIBED).min(has.saturating_mul(STEP)),
-            Room::Unknown if self.proven == 0 => has / FIRST,
-            Room::Unknown => self.proven.saturating_mul(STEP),
-        };
-        let unit = self.parts.unit.max(1);
-        Some(missing.min((most / unit * unit).max(unit)))
-    }
-
-    /// A DIMM of `bytes` bytes at most, once there is one.
-    fn region(&mut self, plug: &mut DimmPlug, bytes: u64) -> Result<Option<Region>, ResizeError> {
-        match self.readying.take() {
-            Some(larger) if larger.bytes > bytes => plug.abandon(larger),
-            Some(readying) => match readying.finish()? {
-                Ok(region) => return Ok(Some(region)),
-                Err(pending) => {
-                    self.readying = Some(pending);
-                    return Ok(None);
-                }
-            },
-            None => {}
-        }
-        self.readying = Some(plug.ready(bytes)?);
-        Ok(None)
-    }
-
-    /// A DIMM goes as a whole, and only if it is not too much: the highest one that the guest has not kept before, if there is one.
-    fn remove_dimm(&mut self, dimms: &mut Hotplug<DimmPlug>, excess: u64, filled: u64) -> Result<(), ResizeError> {
-        let slots = dimms.states().into_iter().filter(|(_, state)| state.will_be_plugged());
-        let fit = slots.map(|(slot, _)| slot).filter(|slot| {
-            let fits = (1..=excess).contains(&dimms.plug().bytes(*slot));
-            fits && !self.open_refusals.contains_key(slot)
-        });
-        let Some(slot) = fit.max_by_key(|slot| (!self.refused_slots.contains(slot), *slot)) else {
-            // What the guest keeps is told of first, and what it cannot spare yet may go later.
-            if self.open_refusals.is_empty() && self.held_reason.is_none() {
-                self.wanted = self.wanted.max(filled.saturating_add(self.requested()));
-            }
-            return Ok(());
-        };
-        let bytes = dimms.plug().bytes(slot);
-        let receiver = dimms.remove(slot)?;
-        // Before the next one goes, the guest is asked again.
-        self.shrink_limit.reset();
-        self.track_request(slot, bytes, false, receiver);
-        Ok(())
-    }
-
-    fn track_request(&mut self, slot: u32, bytes: u64, comes: bool, receiver: OutcomeReceiver) {
-        self.in_flight = Some(PendingSlot {
-            slot,
-            bytes,
-            comes,
-            receiver,
-        });
-    }
-
     /// Whether virtio-mem is what to use.
     fn has_driver(&self) -> bool {
         let driver = |blocks: &MemHandle| self.parts.blocks_only || blocks.size().driver;
@@ -644,6 +439,13 @@ impl MemoryResize {
         blocks.saturating_add(dimm_bytes(dimms))
     }
 
+    /// Whether a thread is at work on a DIMM that comes or goes.
+    #[cfg(test)]
+    pub fn is_busy(&self, dimms: &Dimms) -> bool {
+        let mut plugs = dimms.iter().map(Hotplug::plug);
+        self.readying.is_some() || plugs.any(DimmPlug::is_giving_back)
+    }
+
     /// What the guest would not do.
     pub fn refusals(&self) -> &[Refusal] {
         &self.refusals
@@ -658,124 +460,6 @@ impl MemoryResize {
     pub fn restore_refusals(&mut self, refusals: Vec<Refusal>) {
         self.refusals = refusals;
     }
-
-    /// What the guest has not answered.
-    pub fn pending(&self) -> Option<String> {
-        if let Some(in_flight) = &self.in_flight {
-            let verb = if in_flight.comes { "come" } else { "go" };
-            return Some(format!(
-                "memory slot {} of {} MiB to {verb}",
-                in_flight.slot,
-                in_flight.bytes >> 20
-            ));
-        }
-        if let Some(readying) = &self.readying {
-            return Some(format!("the host to find {} MiB of memory", readying.bytes >> 20));
-        }
-        if self.is_held_up || self.is_leaving {
-            return Some("the host to take memory back".into());
-        }
-        if let Some(reason) = &self.held_reason {
-            return Some(reason.clone());
-        }
-        owed(self.blocks.as_ref()?.size())
-    }
-
-    /// Whether a thread is at work on a DIMM that comes or goes.
-    #[cfg(test)]
-    pub fn is_busy(&self, dimms: &Dimms) -> bool {
-        let mut plugs = dimms.iter().map(Hotplug::plug);
-        self.readying.is_some() || plugs.any(DimmPlug::is_giving_back)
-    }
-
-    /// How long the guest has taken.
-    pub fn latencies(&self) -> [(&'static str, &Latency); 2] {
-        [("memory_plugged", &self.plugged), ("memory_unplugged", &self.unplugged)]
-    }
-
-    /// For `vm.resize-status`.
-    pub fn status(&self, dimms: &Dimms, balloon: Option<&BalloonHandle>) -> Value {
-        let slots = dimms.as_ref().map_or_else(Vec::new, |dimms| {
-            let there = dimms.states().into_iter().filter(|(_, state)| state.name() != "absent");
-            there
-                .map(|(slot, state)| {
-                    let extent = dimms.plug().extent(slot);
-                    json!({"slot": slot, "base": extent.base, "bytes": extent.size_bytes, "state": state.name()})
-                })
-                .collect()
-        });
-        let blocks = self.blocks.as_ref().map(|blocks| {
-            let size = blocks.size();
-            json!({
-                "requested_bytes": size.requested_bytes,
-                "plugged_bytes": size.plugged_bytes,
-                "usable_bytes": size.usable_bytes,
-                "block_bytes": size.block_bytes,
-                "driver": size.driver,
-            })
-        });
-        let balloon = balloon.map(|balloon| {
-            let size = balloon.size();
-            let said = balloon.stats();
-            let stats: serde_json::Map<String, Value> = said
-                .named()
-                .map(|(name, value)| (name.to_owned(), value.into()))
-                .collect();
-            json!({
-                "target_bytes": size.target_bytes,
-                "actual_bytes": size.actual_bytes,
-                "driver": size.driver,
-                "stats": stats,
-                "stats_age_ms": said.at.map(|at| millis(at.elapsed())),
-            })
-        });
-        json!({
-            "desired_bytes": self.wanted_bytes(),
-            "present_bytes": self.present_bytes(dimms),
-            "boot_bytes": self.parts.boot_bytes,
-            "hotplug_bytes": self.max_added_bytes(),
-            "dimms": slots,
-            "virtio_mem": blocks,
-            "balloon": balloon,
-            "latency": {
-                "present": self.present.json(),
-                "gone": self.gone.json(),
-                "plugged": self.plugged.json(),
-                "unplugged": self.unplugged.json(),
-            },
-        })
-    }
-}
-
-/// What the guest has of `dimms`.
-fn dimm_bytes(dimms: &Dimms) -> u64 {
-    dimms.as_ref().map_or(0, |dimms| {
-        let there = dimms.states().into_iter().filter(|(_, state)| state.plugged());
-        there.map(|(slot, _)| dimms.plug().bytes(slot)).sum()
-    })
-}
-
-/// Whether there is a DIMM that the guest has let go of and the host has not: it is the VM's as before.
-fn has_unreturned_dimm(dimms: &Hotplug<DimmPlug>) -> bool {
-    let mut ejected = dimms
-        .states()
-        .into_iter()
-        .filter(|(_, state)| matches!(state, State::Ejected { .. }));
-    ejected.any(|(slot, _)| dimms.plug().bytes(slot) > 0)
-}
-
-/// Whether it is addresses in one piece that are missing.
-fn is_without_place(error: &ResizeError) -> bool {
-    matches!(error, ResizeError::Memory(MemoryError::Add { step: Step::Place, .. }))
-}
-
-/// What the driver of virtio-mem has still to do.
-fn owed(size: MemSize) -> Option<String> {
-    let (plugged, requested) = (size.plugged_bytes, size.requested_bytes);
-    if plugged != requested {
-        return Some(format!("virtio-mem: {plugged} of {requested} bytes"));
-    }
-    (!size.settled).then(|| format!("virtio-mem: {plugged} bytes to be added"))
 }
 
 #[cfg(test)]

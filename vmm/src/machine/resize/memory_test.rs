@@ -5,10 +5,14 @@ use std::task::Waker;
 use husk_devices::{BusDevice, Irq};
 use husk_hotplug::bank::{Bank, SlotKind};
 use husk_hotplug::ged::GedNotifier;
-use husk_virtio::mem::{Backing, Mem, MemConfig};
+use husk_hotplug::slot::State;
+use husk_virtio::mem::{Backing, Mem, MemConfig, MemSize};
+use serde_json::json;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::super::dimms::DIMMS;
 use super::super::shrink_limit::testing::Guest;
+use super::dimm_requests::FIRST;
 use super::*;
 use crate::config::MemoryConfig;
 use crate::memory::testing::{FakeSlots, ForbiddenThread, space, space_under};
@@ -686,7 +690,10 @@ fn a_host_that_does_not_give_it_is_a_refusal_and_the_guest_hears_nothing() {
     let told = "add memory: cannot add 128 MiB of hot-plugged memory: KVM does not take it: KVM refused to map a slot: \
                 Cannot allocate memory (os error 12)";
     assert_eq!(
-        (bench.resize.refusals()[0].to_string().as_str(), refusals(&bench.changes)),
+        (
+            bench.resize.refusals()[0].to_string().as_str(),
+            refusals(&bench.changes)
+        ),
         (told, 1)
     );
     bench.slots.refuse(false, false);
@@ -724,7 +731,11 @@ fn a_kvm_that_makes_wait_keeps_nobody_but_threads_waiting() {
     for wanted in [UNIT, 0, 2 * UNIT, UNIT] {
         bench.set(BOOT + wanted).unwrap();
         bench.look();
-        let finds = if wanted > 0 { "the host to find 128 MiB of memory" } else { "" };
+        let finds = if wanted > 0 {
+            "the host to find 128 MiB of memory"
+        } else {
+            ""
+        };
         assert_eq!((pending(&bench).as_str(), status(&bench)), (finds, Some(BOOT)));
     }
     drop(hangs);
