@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | 0 | bytes | a request with this body |
 //! | 1 | fields, vCPUs, MiB of RAM, MiB of balloon | the same, made of numbers |
-//! | 2 | - | husk looks what has become of it |
+//! | 2 | - | husk looks what has become of it, and waits for a DIMM that a thread is making |
 //! | 3 | bank | the guest takes the next event |
 //! | 4 | bank, slot, source, status | it evaluates `_OST` |
 //! | 5, 6 | bank, slot | `_EJ0`, `_SUN` |
@@ -17,9 +17,10 @@
 //! | 12 | flags | from now on KVM takes no slot, gives none back, or there is no thread for a vCPU, or no longer |
 //! | 13 | - | the guest answers all that it was asked, as it should |
 //!
-//! A request that is refused has changed nothing. What the guest can reach is what there is, and the sums agree. In the end, when guest and
+//! A request that is refused has changed nothing. No slot of KVM changes on the thread that asks and looks. What the guest can reach is what there is, and the sums agree. In the end, when guest and
 //! host do what they should, every resize comes to its end and both sides have the same.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::RawFd;
@@ -69,6 +70,23 @@ const ALL: TargetSize = TargetSize {
 const PHYS_BITS: u8 = 40;
 /// Turns after which everything that was asked for is done if it ever will be.
 const TURNS: usize = 500;
+/// Looks after which a thread has done what it had to if it ever will.
+const LOOKS: usize = 100_000;
+/// Between two of them.
+const PAUSE: Duration = Duration::from_micros(100);
+
+thread_local! {
+    /// The thread may wait for nobody at present.
+    static IS_MAIN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does what the main thread does.
+fn as_main<T>(act: impl FnOnce() -> T) -> T {
+    IS_MAIN.set(true);
+    let done = act();
+    IS_MAIN.set(false);
+    done
+}
 
 /// Registers of a bank.
 const EJCT: u64 = 0x04;
@@ -102,6 +120,7 @@ struct Kvm {
 
 impl Slots for Kvm {
     fn map(&self, slot: u32, region: &Arc<GuestRegionMmap>) -> Result<(), KvmError> {
+        assert!(!IS_MAIN.get(), "the main thread adds slot {slot}");
         unless(&self.refuses)?;
         let (base, bytes) = (region.start_addr().0, region.len());
         let mut taken = self.taken.lock().unwrap();
@@ -112,6 +131,7 @@ impl Slots for Kvm {
     }
 
     fn unmap(&self, slot: u32) -> Result<(), KvmError> {
+        assert!(!IS_MAIN.get(), "the main thread removes slot {slot}");
         unless(&self.keeps)?;
         self.taken.lock().unwrap().remove(&slot).expect("a slot in use");
         Ok(())
@@ -253,7 +273,7 @@ impl Machine {
                     containers_revision: None,
                 });
             }
-            2 => drop(self.resizes.advance(&mut self.cpus, &mut self.dimms)),
+            2 => self.look(),
             3 => {
                 let bank = script.u8()?;
                 self.take(bank);
@@ -293,6 +313,27 @@ impl Machine {
         Some(())
     }
 
+    fn advance(&mut self) {
+        drop(as_main(|| self.resizes.advance(&mut self.cpus, &mut self.dimms)));
+    }
+
+    /// As [`Machine::advance`], until no thread makes a DIMM.
+    fn look(&mut self) {
+        self.advance();
+        let makes = |resizes: &Resizes| {
+            let pending = resizes.pending();
+            pending.is_some_and(|pending| pending.contains("the host to find"))
+        };
+        for _ in 0..LOOKS {
+            if !makes(&self.resizes) {
+                return;
+            }
+            thread::sleep(PAUSE);
+            self.advance();
+        }
+        panic!("a DIMM is made for ever");
+    }
+
     fn break_host(&mut self, flags: u8) {
         self.kvm.refuses.store(flags & 1 != 0, Ordering::Relaxed);
         self.kvm.keeps.store(flags & 2 != 0, Ordering::Relaxed);
@@ -310,17 +351,15 @@ impl Machine {
     }
 
     fn ask(&mut self, wanted: Resize) {
-        let before = (self.wanted(), self.kvm.taken.lock().unwrap().clone());
-        let begun = self.resizes.begin(
-            &mut self.cpus,
-            &mut self.dimms,
-            TargetSize {
-                vcpus: wanted.desired_vcpus,
-                ram_bytes: wanted.desired_ram,
-                balloon_bytes: wanted.desired_balloon,
-            },
-        );
-        let after = (self.wanted(), self.kvm.taken.lock().unwrap().clone());
+        let slots = |machine: &Self| (machine.cpus.states(), machine.dimms.as_ref().map(Hotplug::states));
+        let before = (self.wanted(), slots(self));
+        let target = TargetSize {
+            vcpus: wanted.desired_vcpus,
+            ram_bytes: wanted.desired_ram,
+            balloon_bytes: wanted.desired_balloon,
+        };
+        let begun = as_main(|| self.resizes.begin(&mut self.cpus, &mut self.dimms, target));
+        let after = (self.wanted(), slots(self));
         match begun {
             Ok(()) => {
                 let (vcpus, ram, balloon) = after.0;
@@ -411,8 +450,7 @@ impl Machine {
             filled.map(|(slot, _)| slot).collect()
         };
         assert_eq!(self.cpus.plug().there, filled(self.cpus.states()));
-        let regions: BTreeSet<(u64, u64)> = self.space.regions().iter().map(|of| (of.gpa, of.bytes)).collect();
-        let taken: BTreeSet<(u64, u64)> = self.kvm.taken.lock().unwrap().values().copied().collect();
+        let (regions, taken) = self.reachable();
         assert_eq!(regions, taken);
         let dimms = self.dimms.as_ref().unwrap();
         let mut plugged = 0;
@@ -438,11 +476,29 @@ impl Machine {
         assert!(BOOT + plugged <= reached, "{plugged} bytes plugged, {reached} reached");
     }
 
+    /// What is said to be in the guest's reach, and what KVM has slots for. Threads are given time to make both the same.
+    fn reachable(&self) -> (BTreeSet<(u64, u64)>, BTreeSet<(u64, u64)>) {
+        let look = || {
+            let regions = self.space.regions().iter().map(|of| (of.gpa, of.bytes)).collect();
+            let taken: BTreeSet<_> = self.kvm.taken.lock().unwrap().values().copied().collect();
+            (regions, taken)
+        };
+        let mut looks = (0..LOOKS).map(|_| look());
+        let is_same = |(regions, taken): &(BTreeSet<_>, BTreeSet<_>)| {
+            let is_same = regions == taken;
+            if !is_same {
+                thread::sleep(PAUSE);
+            }
+            is_same
+        };
+        looks.find(is_same).unwrap_or_else(look)
+    }
+
     /// Guest and host do what they should, and that leads somewhere.
     fn end(&mut self) {
         self.break_host(0);
         for _ in 0..TURNS {
-            drop(self.resizes.advance(&mut self.cpus, &mut self.dimms));
+            self.advance();
             let open = |states: Vec<(u32, State)>| {
                 states
                     .into_iter()
