@@ -11,7 +11,7 @@ use vm_memory::{Bytes, VolatileMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
-use crate::kvm::{Access, Kvm};
+use crate::kvm::{Access, Kvm, Vm};
 use crate::wakeup::Wakeup;
 
 /// Nothing here takes this long.
@@ -158,7 +158,13 @@ impl Guest {
     }
 
     fn add(&mut self, id: u32) -> Result<(), AddError> {
-        self.cpus.add(id, &self.vm, &self.topology)
+        if self.cpus.needs_vcpu(id) {
+            let error = self.cpus.add(id, &self.topology).unwrap_err();
+            assert!(matches!(error, AddError::Unmade { .. }), "{error}");
+            self.cpus.park(self.vm.create_vcpu(id).unwrap());
+        }
+        assert!(!self.cpus.needs_vcpu(id));
+        self.cpus.add(id, &self.topology)
     }
 
     fn unplug(&mut self, id: u32) {

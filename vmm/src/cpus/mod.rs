@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use crate::config::CpusConfig;
 use crate::cpu_time;
-use crate::kvm::{BETWEEN_LOOKS, Kicker, KvmError, Reminder, Stats, Topology, Vcpu, VcpuExit, Vm};
+use crate::kvm::{BETWEEN_LOOKS, Kicker, KvmError, Reminder, Stats, Topology, Vcpu, VcpuExit};
 use crate::machine::board::{Board, Ending};
 use crate::metrics;
 use crate::seccomp::{Mode, Role};
@@ -82,6 +82,12 @@ pub enum AddError {
     /// The host has no thread left.
     #[error("cannot start its thread")]
     Thread(#[source] io::Error),
+    /// KVM has not made it: see [`Cpus::needs_vcpu`].
+    #[error("vCPU {id} was not made")]
+    Unmade {
+        /// Which.
+        id: u32,
+    },
     /// Not among those that there may be, or there already.
     #[error("there is no vCPU {id} to add")]
     Taken {
@@ -203,21 +209,36 @@ impl Cpus {
         u32::try_from(self.slots.len()).expect("made of a u32")
     }
 
-    /// Lets vCPU `id` come: reset if it has been here before, made in `vm` with its part of `topology` if not. The guest finds it waiting to
-    /// be started; while the VM is paused it waits with the others.
+    /// Whether KVM has yet to make vCPU `id` ([`Vm::create_vcpu`](crate::kvm::Vm::create_vcpu)) before it can come. That waits for KVM's memory
+    /// slots, so a thread is to do it, which nobody waits for.
+    pub fn needs_vcpu(&self, id: u32) -> bool {
+        let slot = self.slot(id);
+        slot.is_some_and(|slot| slot.thread.is_none() && slot.parked.is_none())
+    }
+
+    /// Takes a vCPU that was [needed](Cpus::needs_vcpu) and has been made.
+    pub fn park(&mut self, vcpu: Vcpu) {
+        if let Some(slot) = self.slot_mut(vcpu.id()) {
+            slot.parked = Some(vcpu);
+        }
+    }
+
+    /// Woken by every thread that has come where it was asked to.
+    pub const fn waker(&self) -> &Waker {
+        &self.common.waker
+    }
+
+    /// Lets vCPU `id` come, which has been here before or was [made](Cpus::park): reset, with its part of `topology`. The guest finds it waiting
+    /// to be started; while the VM is paused it waits with the others.
     ///
     /// # Errors
     /// See [`AddError`].
-    pub fn add(&mut self, id: u32, vm: &Vm, topology: &Topology) -> Result<(), AddError> {
+    pub fn add(&mut self, id: u32, topology: &Topology) -> Result<(), AddError> {
         let slot = usize::try_from(id).ok().and_then(|id| self.slots.get_mut(id));
         let slot = slot.filter(|slot| slot.thread.is_none());
         let slot = slot.ok_or(AddError::Taken { id })?;
-        let vcpu = match slot.parked.take() {
-            Some(vcpu) => vcpu,
-            None => vm.create_vcpu(id)?,
-        };
         // Kept whatever fails from here on: KVM makes one of each number only.
-        let vcpu = slot.parked.insert(vcpu);
+        let vcpu = slot.parked.as_mut().ok_or(AddError::Unmade { id })?;
         vcpu.prepare(topology)?;
         if let Some(offset) = self.tsc_offset {
             vcpu.set_tsc_offset(offset)?;

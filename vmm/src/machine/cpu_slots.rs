@@ -11,8 +11,9 @@ use husk_hotplug::{Plug, PlugError};
 
 use super::hotplug::Slots;
 use super::resize::Vcpus;
-use crate::cpus::{CpuState, Cpus};
-use crate::kvm::{Topology, Vm};
+use crate::background::BackgroundTask;
+use crate::cpus::{AddError, CpuState, Cpus};
+use crate::kvm::{KvmError, Topology, Vcpu, Vm};
 
 /// The slots of `max` vCPUs.
 pub const fn slots(max: u32) -> Slots {
@@ -30,12 +31,22 @@ pub struct CpuPlug {
     pub cpus: Cpus,
     vm: Arc<Vm>,
     topology: Topology,
+    /// Those that KVM makes at present, beside the control thread.
+    making: Option<BackgroundTask<Vec<Result<Vcpu, KvmError>>>>,
+    /// Why there is not one more, for whoever asks for it next.
+    refusal: Option<AddError>,
 }
 
 impl CpuPlug {
     /// `cpus` of `vm`, with `topology` for those that come.
     pub fn new(cpus: Cpus, vm: Arc<Vm>, topology: Topology) -> Self {
-        Self { cpus, vm, topology }
+        Self {
+            cpus,
+            vm,
+            topology,
+            making: None,
+            refusal: None,
+        }
     }
 }
 
@@ -47,12 +58,13 @@ impl Plug for CpuPlug {
         if self.cpus.state(slot) != CpuState::Absent {
             return Ok(());
         }
-        self.cpus
-            .add(slot, &self.vm, &self.topology)
-            .map_err(|source| PlugError {
-                what: format!("add vCPU {slot}"),
-                source: source.into(),
-            })
+        let is_made = !self.cpus.needs_vcpu(slot);
+        let refusal = self.refusal.take().filter(|_| !is_made);
+        let added = refusal.map_or_else(|| self.cpus.add(slot, &self.topology), Err);
+        added.map_err(|source| PlugError {
+            what: format!("add vCPU {slot}"),
+            source: source.into(),
+        })
     }
 
     fn retire(&mut self, slot: u32) -> bool {
@@ -74,6 +86,42 @@ impl Plug for CpuPlug {
 impl Vcpus for CpuPlug {
     fn max(&self) -> u32 {
         self.cpus.max()
+    }
+
+    /// KVM makes a vCPU when it has changed its memory slots, and doorbells, which waits for vCPUs (ADR 36).
+    fn ready(&mut self, ids: &[u32]) -> bool {
+        self.refusal = None;
+        if let Some(making) = &self.making {
+            let Some(made) = making.take_result() else { return false };
+            self.making = None;
+            for vcpu in made {
+                match vcpu {
+                    Ok(vcpu) => self.cpus.park(vcpu),
+                    Err(error) => self.refusal = Some(error.into()),
+                }
+            }
+        }
+        let needed = ids.iter().copied().filter(|id| self.cpus.needs_vcpu(*id));
+        let needed: Vec<u32> = needed.collect();
+        if needed.is_empty() || self.refusal.is_some() {
+            return true;
+        }
+        let vm = self.vm.clone();
+        let make = move || {
+            let mut made = Vec::new();
+            for id in needed {
+                made.push(vm.create_vcpu(id));
+                if made.last().is_some_and(Result::is_err) {
+                    break;
+                }
+            }
+            made
+        };
+        match BackgroundTask::spawn(self.cpus.waker().clone(), make) {
+            Ok(making) => self.making = Some(making),
+            Err(error) => self.refusal = Some(AddError::Thread(error)),
+        }
+        self.refusal.is_some()
     }
 
     fn is_online(&self, id: u32) -> bool {

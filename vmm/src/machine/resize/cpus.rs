@@ -23,6 +23,12 @@ pub trait Vcpus: Plug<Unit = ()> {
     /// How many there may be.
     fn max(&self) -> u32;
 
+    /// Whether the host has what it takes to fill the slots `ids`, or has refused it, which the first of them that is filled in vain says. If not,
+    /// a thread makes it, and the control thread is woken. Never waits.
+    fn ready(&mut self, _ids: &[u32]) -> bool {
+        true
+    }
+
     /// Whether the guest has started vCPU `id`.
     fn is_online(&self, id: u32) -> bool;
 
@@ -38,6 +44,8 @@ pub struct CpuResize {
     starting: BTreeMap<u32, Starting>,
     /// How many there should be, as long as it is not known whether there will.
     wanted: Option<u32>,
+    /// Some of them have yet to be made by a thread before the guest is told.
+    is_making: bool,
     /// What the host has refused since.
     failure: Option<String>,
     /// Since when it has been asked again.
@@ -101,7 +109,7 @@ impl CpuResize {
         Ok(())
     }
 
-    /// Which slots it has `filled`, in order, also when it fails.
+    /// Which slots it has `filled`, in order, also when it fails. None, as long as a thread has to make something for them.
     fn fill_to<V: Vcpus>(
         &mut self,
         cpus: &mut Hotplug<V>,
@@ -109,6 +117,13 @@ impl CpuResize {
         now: Instant,
         filled: &mut Vec<u32>,
     ) -> Result<(), HotplugError> {
+        let missing = usize::try_from(wanted.saturating_sub(count(cpus))).unwrap_or(usize::MAX);
+        let free = cpus.states().into_iter().filter(|(_, state)| !state.will_be_plugged());
+        let free: Vec<u32> = free.map(|(slot, _)| slot).take(missing).collect();
+        self.is_making = !free.is_empty() && !cpus.plug_mut().ready(&free);
+        if self.is_making {
+            return Ok(());
+        }
         while count(cpus) < wanted {
             let Some((slot, state)) = cpus.lowest_free() else { break };
             let receiver = cpus.fill(slot, ())?;
@@ -168,6 +183,11 @@ impl CpuResize {
             !online && cpus.state(*slot).is_some_and(|state| state.plugged())
         });
         self.tell_reversed(cpus, &reaped, now, changes);
+        if let Some(wanted) = self.wanted.filter(|_| self.is_making)
+            && let Err(error) = self.fill_to(cpus, wanted, now, &mut Vec::new())
+        {
+            self.failure = Some(error_chain(&error));
+        }
         self.settle(cpus, now, changes);
     }
 
@@ -204,7 +224,8 @@ impl CpuResize {
     /// Once nothing is to be waited for, there are as many as there should be, or somebody has said why not: a vCPU that the guest let go of,
     /// and that the host could not make again, comes to nothing without a word of the guest.
     fn settle<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, now: Instant, changes: &mut Vec<Change>) {
-        let Some(wanted) = self.wanted.filter(|_| self.in_flight.is_empty()) else {
+        let is_settled = self.in_flight.is_empty() && !self.is_making;
+        let Some(wanted) = self.wanted.filter(|_| is_settled) else {
             return;
         };
         if count(cpus) < wanted && self.refusals.is_empty() && self.tries_again(cpus, wanted, now) {
@@ -234,6 +255,7 @@ impl CpuResize {
             return false;
         }
         match self.fill_to(cpus, wanted, now, &mut Vec::new()) {
+            Ok(()) if self.is_making => {}
             Ok(()) => (self.failure, self.failing) = (None, None),
             Err(error) => self.failure = Some(error_chain(&error)),
         }
@@ -295,7 +317,10 @@ impl CpuResize {
         };
         let (come, go) = (named(true), named(false));
         match (come.is_empty(), go.is_empty()) {
-            (true, true) => self.failing.map(|_| "the host to make vCPUs".into()),
+            (true, true) => {
+                let waits = self.is_making || self.failing.is_some();
+                waits.then(|| "the host to make vCPUs".into())
+            }
             (false, true) => Some(format!("vCPUs to come: {come}")),
             (true, false) => Some(format!("vCPUs to go: {go}")),
             (false, false) => Some(format!("vCPUs to come: {come}, to go: {go}")),
@@ -319,6 +344,12 @@ impl CpuResize {
         ]
     }
 
+    /// vCPUs that there will be, those included that are still being made.
+    pub fn target<V: Vcpus>(&self, cpus: &Hotplug<V>) -> u32 {
+        let wanted = self.wanted.filter(|_| self.is_making);
+        wanted.unwrap_or_else(|| count(cpus))
+    }
+
     /// For `vm.resize-status`.
     pub fn status<V: Vcpus>(&self, cpus: &Hotplug<V>) -> Value {
         let online = |slot: u32| cpus.plug().is_online(slot);
@@ -332,7 +363,7 @@ impl CpuResize {
             })
             .collect();
         json!({
-            "desired": count(cpus),
+            "desired": self.target(cpus),
             "present": cpus.plugged(),
             "online": states.iter().filter(|state| **state == "online").count(),
             "max": cpus.plug().max(),
@@ -346,7 +377,7 @@ impl CpuResize {
     }
 }
 
-/// vCPUs that there will be.
+/// vCPUs in their slots, once the guest has done what it was asked for.
 pub fn count<V: Vcpus>(cpus: &Hotplug<V>) -> u32 {
     u32::try_from(cpus.target()).unwrap_or(u32::MAX)
 }

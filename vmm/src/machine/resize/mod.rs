@@ -230,7 +230,7 @@ impl Resizes {
         let in_balloon = |size: BalloonSize| size.actual_bytes.min(size.target_bytes);
         let balloon = self.balloon.as_ref().map_or(0, |balloon| in_balloon(balloon.size()));
         MachineSize {
-            vcpus: cpus::count(cpus),
+            vcpus: self.cpus.target(cpus),
             ram_bytes: self.memory.wanted_bytes(),
             balloon_bytes: self.wanted_in_balloon(),
             actual_bytes: self.memory.present_bytes(dimms).saturating_sub(balloon),

@@ -29,6 +29,8 @@ struct Paper {
     /// The one that the host does not take back.
     kept: Option<u32>,
     most: usize,
+    /// No thread has yet to make them.
+    are_made: bool,
 }
 
 impl Plug for Paper {
@@ -60,6 +62,11 @@ impl Plug for Paper {
 impl Vcpus for Paper {
     fn max(&self) -> u32 {
         VCPUS
+    }
+
+    fn ready(&mut self, ids: &[u32]) -> bool {
+        assert!(!ids.is_empty());
+        self.are_made
     }
 
     fn is_online(&self, id: u32) -> bool {
@@ -103,6 +110,7 @@ impl Bench {
         let bank = |kind, count| Arc::new(Mutex::new(Bank::new(kind, count, notifier.clone(), || ()).unwrap()));
         let paper = Paper {
             most: usize::MAX,
+            are_made: true,
             ..Paper::default()
         };
         let cpu_bank = bank(SlotKind::Cpu, VCPUS);
@@ -264,6 +272,50 @@ fn a_host_that_fails_half_way_leaves_nothing_of_a_resize() {
     assert_eq!(bench.sizes(), (4, BOOT + MORE, 4, 2, 2 * MIB));
 }
 
+/// KVM makes vCPUs when it likes, and nobody waits for it.
+#[test]
+fn the_guest_hears_of_vcpus_when_all_of_them_are_made() {
+    let mut bench = Bench::new();
+    let pending = |bench: &Bench| bench.resizes.pending().unwrap_or_default();
+    bench.cpus.plug_mut().are_made = false;
+    for wanted in [4, 3] {
+        bench.begin(wanted, BOOT, MIB).unwrap();
+        assert!(bench.advance().is_empty());
+        assert_eq!((bench.sizes().0, bench.sizes().2), (wanted, 1));
+        assert_eq!(pending(&bench), "the host to make vCPUs");
+        let status = bench.resizes.status(&bench.cpus, &bench.dimms);
+        assert_eq!(
+            (&status["vcpus"]["desired"], bench.hear()),
+            (&json!(wanted), (0, false))
+        );
+    }
+    bench.begin(1, BOOT, MIB).unwrap();
+    assert_eq!(
+        (pending(&bench).as_str(), bench.sizes().0),
+        ("", 1),
+        "it has all that it should"
+    );
+    bench.begin(3, BOOT, MIB).unwrap();
+    bench.cpus.plug_mut().are_made = true;
+    assert!(bench.advance().is_empty());
+    assert_eq!((pending(&bench).as_str(), bench.sizes().2), ("vCPUs to come: 1 2", 3));
+    assert_eq!([bench.hear(), bench.hear()], [(1, false), (2, false)]);
+    // One that KVM refuses then is told as any other of the host's refusals.
+    bench.cpus.plug_mut().are_made = false;
+    bench.begin(4, BOOT, MIB).unwrap();
+    (bench.cpus.plug_mut().most, bench.cpus.plug_mut().are_made) = (3, true);
+    [1, 2].into_iter().for_each(|slot| bench.report(slot, 0));
+    while bench.resizes.cpus.refusals().is_empty() {
+        bench.advance();
+    }
+    let told = bench.resizes.refusals(TargetSize::ALL)[0].to_string();
+    assert_eq!(
+        told,
+        "3 of 4 vCPUs: slot 3: cannot add vCPU 3: the host has no thread left"
+    );
+    assert_eq!((bench.sizes().0, pending(&bench).as_str()), (3, ""));
+}
+
 /// It has been asked by then.
 #[test]
 fn memory_that_the_host_refuses_late_is_no_reason_to_take_vcpus_back() {
@@ -285,6 +337,7 @@ fn vcpus(there: &[u32]) -> (Hotplug<Paper>, Arc<Mutex<Bank>>) {
     ));
     let paper = Paper {
         most: usize::MAX,
+        are_made: true,
         ..Paper::default()
     };
     let mut cpus = Hotplug::new(paper, bank.clone(), notifier);
