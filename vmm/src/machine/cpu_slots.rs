@@ -1,7 +1,8 @@
 //! The vCPU slots: slot number, vCPU number and local APIC ID are one.
 //!
-//! Linux 6.1 numbers its CPUs in the order of their coming. So they are added in ascending order and removed in descending order, and
-//! what the guest calls CPU *n* is vCPU *n*. The first one is there for good.
+//! Linux 6.1 numbers its CPUs in the order of their coming. So they are added in ascending order
+//! and removed in descending order, and what the guest calls CPU *n* is vCPU *n*. The first one is
+//! there for good.
 
 use std::sync::Arc;
 

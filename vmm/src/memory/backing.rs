@@ -138,7 +138,8 @@ impl PlaceholderPages {
     }
 }
 
-/// A memfd of `bytes` bytes whose size nobody changes any more: whoever it is passed to could make every access of ours a SIGBUS.
+/// A memfd of `bytes` bytes whose size nobody changes any more: whoever it is passed to could make
+/// every access of ours a SIGBUS.
 fn sealed_memfd(bytes: u64, pages: Pages, name: &CStr) -> io::Result<File> {
     let huge = match pages {
         Pages::Usual => 0,

@@ -1,10 +1,12 @@
 //! Memory of a virtio-mem device: small blocks, plugged and unplugged one by one, on few memory slots.
 //!
-//! The device's range is cut into chunks. A chunk is a [`Region`] while any block in it is plugged, and nothing otherwise: only then has
-//! KVM a memory slot for it, which it cannot cut while vCPUs run. So a chunk that is there is cut behind the slot, into units of a block
-//! or a few: over one without a plugged block lies the [`PlaceholderPages`], which is the same for all. A guest that
-//! touches what is not plugged reaches that, and costs the host a unit's pages at most, however much it touches. A
-//! chunk begins with that over all of it, so that the host is asked for the blocks that are plugged and for no others.
+//! The device's range is cut into chunks. A chunk is a [`Region`] while any block in it is plugged,
+//! and nothing otherwise: only then has KVM a memory slot for it, which it cannot cut while vCPUs
+//! run. So a chunk that is there is cut behind the slot, into units of a block or a few: over one
+//! without a plugged block lies the [`PlaceholderPages`], which is the same for all. A guest that
+//! touches what is not plugged reaches that, and costs the host a unit's pages at most, however
+//! much it touches. A chunk begins with that over all of it, so that the host is asked for the
+//! blocks that are plugged and for no others.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,7 +23,8 @@ use super::{AddressSpace, Kind, MemoryError, Region};
 const CHUNK_MIN: u64 = 128 << 20;
 /// The most chunks of a device. Each is a memory slot, and a region of what devices see.
 const CHUNKS_MAX: u64 = 256;
-/// The most units of a chunk: each may take one of the mappings that a process may have (`vm.max_map_count`, 65530 by default).
+/// The most units of a chunk: each may take one of the mappings that a process may have
+/// (`vm.max_map_count`, 65530 by default).
 const UNITS_MAX: u64 = 64;
 
 /// The blocks of one device.
@@ -50,8 +53,8 @@ struct Chunk {
 }
 
 impl Blocks {
-    /// Blocks of `block` bytes, a power of two of at least 2 MiB and no smaller than the page, in the guest-physical range `window` of
-    /// the reserve, whole blocks. Nothing is plugged.
+    /// Blocks of `block` bytes, a power of two of at least 2 MiB and no smaller than the page, in
+    /// the guest-physical range `window` of the reserve, whole blocks. Nothing is plugged.
     ///
     /// # Errors
     /// [`MemoryError::Unit`], or the host has no pages for the placeholder.
@@ -85,8 +88,8 @@ impl Blocks {
         })
     }
 
-    /// Plugs the blocks in `range`, counted from the window's start. They are empty, whatever a guest or a vhost-user back-end
-    /// has done to them before.
+    /// Plugs the blocks in `range`, counted from the window's start. They are empty, whatever a
+    /// guest or a vhost-user back-end has done to them before.
     ///
     /// # Errors
     /// [`MemoryError::Outside`], [`MemoryError::Unit`], or the host's refusal, with figures. Nothing of
@@ -137,8 +140,9 @@ impl Blocks {
             chunk.region.discard_committed(&inside)?;
             mark(chunk, part, block, false);
         } else {
-            // The pages of a file stay when something else is mapped over them. A vCPU that touched them after they had been given
-            // back would have new ones made, which nobody gives back: so the placeholder comes first.
+            // The pages of a file stay when something else is mapped over them. A vCPU that touched
+            // them after they had been given back would have new ones made, which nobody gives
+            // back: so the placeholder comes first.
             chunk.region.touch_reserved(&inside);
             mark(chunk, part, block, false);
             self.cover(part.chunk, &inside);
@@ -186,8 +190,8 @@ impl Blocks {
         let Some(chunk) = self.chunks.get_mut(&part.chunk) else {
             return Ok(());
         };
-        // What shares a unit with a plugged block was within the guest's reach, and the pages of a file are within that of a
-        // vhost-user back-end, plugged or not.
+        // What shares a unit with a plugged block was within the guest's reach, and the pages of a
+        // file are within that of a vhost-user back-end, plugged or not.
         let emptied = match self.unit > self.block || chunk.region.is_shared() {
             true => chunk.region.discard(&part.inside()),
             false => Ok(()),
@@ -223,8 +227,8 @@ impl Blocks {
         }
     }
 
-    /// A chunk without plugged blocks is no longer the guest's, and its pages are the host's. One that KVM does not give back stays,
-    /// without pages.
+    /// A chunk without plugged blocks is no longer the guest's, and its pages are the host's. One
+    /// that KVM does not give back stays, without pages.
     fn drop_if_empty(&mut self, number: u64) {
         let empty = |chunk: &Chunk| !chunk.plugged.contains(&true);
         let Some(chunk) = self.chunks.remove(&number) else {

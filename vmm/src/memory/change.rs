@@ -87,7 +87,8 @@ impl AddressSpace {
         })
     }
 
-    /// Gives `parts` back to the host, which the guest has no more. For gigabytes the host takes a while, in which other memory may come and go.
+    /// Gives `parts` back to the host, which the guest has no more. For gigabytes the host takes a
+    /// while, in which other memory may come and go.
     pub(super) fn release(&self, parts: Box<Parts>) {
         let kind = parts.info.kind;
         self.give_back(&parts);
@@ -233,8 +234,8 @@ impl AddressSpace {
     pub(super) fn take_from_host(&self, kind: Kind, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
         self.host.check(mapping.backing(), bytes_of(part))?;
         self.commit(mapping, part)?;
-        // What comes later is touched by whoever adds it, and not under the lock: DIMMs by `Region::prefault`, blocks of virtio-mem as they
-        // are plugged (`promise`).
+        // What comes later is touched by whoever adds it, and not under the lock: DIMMs by
+        // `Region::prefault`, blocks of virtio-mem as they are plugged (`promise`).
         if !self.config.prefault || kind != Kind::Boot {
             return Ok(());
         }
@@ -264,7 +265,8 @@ impl AddressSpace {
         found.map_err(|error| self.explain(mapping, part, FailedRequest::Prefault, error))
     }
 
-    /// Makes `part` of `mapping` memory again that was covered; huge pages are set aside for what is [promised](Self::promise) of it.
+    /// Makes `part` of `mapping` memory again that was covered; huge pages are set aside for what
+    /// is [promised](Self::promise) of it.
     pub(super) fn uncover(&self, mapping: &Mapping, part: &Range<u64>) -> Result<(), HostError> {
         let uncovered = mapping.uncover(part);
         uncovered.map_err(|error| self.explain(mapping, part, FailedRequest::Mapping, error))
@@ -296,7 +298,8 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Takes a region from what back-ends have, and waits for none of them. One that cannot be told learns of it with the next change.
+    /// Takes a region from what back-ends have, and waits for none of them. One that cannot be told
+    /// learns of it with the next change.
     fn forget(&self, gpa: u64, bytes: u64) {
         if let Err(error) = hide(&self.backends, gpa, bytes) {
             log::error!(
@@ -319,8 +322,8 @@ impl AddressSpace {
         listeners.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// The right to change RAM, or to add a file. Back-ends are asked about files alone, and who waits for them keeps nobody from changing
-    /// RAM.
+    /// The right to change RAM, or to add a file. Back-ends are asked about files alone, and who
+    /// waits for them keeps nobody from changing RAM.
     pub(super) fn change(&self, kind: Kind) -> MutexGuard<'_, ()> {
         lock(if kind == Kind::Pmem { &self.files } else { &self.changes })
     }

@@ -1,7 +1,8 @@
-//! What the host can give: huge pages, its promise of memory, the limit of the control group, in words a user can act on.
+//! What the host can give: huge pages, its promise of memory, the limit of the control group, in
+//! words a user can act on.
 //!
-//! The kernel decides; this is asked beforehand only where it would say yes and then break its word, or say no when the guest has been told
-//! already.
+//! The kernel decides; this is asked beforehand only where it would say yes and then break its
+//! word, or say no when the guest has been told already.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -160,8 +161,8 @@ impl Host {
         }
     }
 
-    /// Keeps open what [`Host::check`] and [`Host::explain`] read for RAM of such pages: where virtio-mem plugs blocks, seccomp
-    /// lets no file be opened.
+    /// Keeps open what [`Host::check`] and [`Host::explain`] read for RAM of such pages: where
+    /// virtio-mem plugs blocks, seccomp lets no file be opened.
     pub fn keep_open(mut self, pages: Pages) -> Self {
         let mut paths = [OVERCOMMIT, MEMINFO, OWN_LIMITS, OWN_STATUS]
             .map(str::to_owned)
@@ -183,7 +184,8 @@ impl Host {
         }
     }
 
-    /// Whether `bytes` bytes more of such pages can be had now: nothing is set aside. What this host does not tell of is left to the kernel.
+    /// Whether `bytes` bytes more of such pages can be had now: nothing is set aside. What this
+    /// host does not tell of is left to the kernel.
     pub fn afford(&self, pages: Pages, bytes: u64) -> Result<(), HostError> {
         let Pages::Huge { bytes: page } = pages else {
             return match self.commit_left().filter(|left| bytes > *left) {
@@ -212,8 +214,9 @@ impl Host {
         })
     }
 
-    /// Whether this process's control groups let a VM have `bytes` bytes in all beside what it started with. What it started with is not
-    /// counted: a pod's limit is what its containers may have, and most guests have more RAM than that and use less.
+    /// Whether this process's control groups let a VM have `bytes` bytes in all beside what it
+    /// started with. What it started with is not counted: a pod's limit is what its containers may
+    /// have, and most guests have more RAM than that and use less.
     pub fn allows(&self, bytes: u64) -> Result<(), HostError> {
         match self.group_limit_below(bytes) {
             Some(limit) => Err(HostError::Group { needed: bytes, limit }),

@@ -24,8 +24,9 @@ const HUGE_PAGE: u64 = 2 << 20;
 
 /// Owns a range of host addresses.
 ///
-/// What is not committed cannot be touched, and costs nothing. Whoever reads or writes guest memory has a [`GuestRegionMmap`] made by
-/// [`Mapping::region`]; as long as somebody has one, the addresses stay mapped, even when the mapping itself is dropped.
+/// What is not committed cannot be touched, and costs nothing. Whoever reads or writes guest memory
+/// has a [`GuestRegionMmap`] made by [`Mapping::region`]; as long as somebody has one, the
+/// addresses stay mapped, even when the mapping itself is dropped.
 #[derive(Debug)]
 pub(super) struct Mapping {
     /// First byte, aligned to [`HUGE_PAGE`] or to the page, whichever is larger.
@@ -75,7 +76,8 @@ impl Mapping {
         self.map(part, self.backing.pages == Pages::Usual)
     }
 
-    /// Undoes [`Mapping::cover`]. Huge pages are set aside by [`Mapping::commit`] of what is to be used: nothing else may be touched.
+    /// Undoes [`Mapping::cover`]. Huge pages are set aside by [`Mapping::commit`] of what is to be
+    /// used: nothing else may be touched.
     pub fn uncover(&self, part: &Range<u64>) -> io::Result<()> {
         self.map(part, true)
     }
@@ -108,7 +110,8 @@ impl Mapping {
         self.madvise(part, libc::MADV_POPULATE_WRITE)
     }
 
-    /// Gives the pages of `part` back to the host: it reads as zeroes. Huge pages that were set aside for it are no longer.
+    /// Gives the pages of `part` back to the host: it reads as zeroes. Huge pages that were set
+    /// aside for it are no longer.
     pub fn discard(&self, part: &Range<u64>) -> io::Result<()> {
         match &self.backing.source {
             Source::Anonymous => self.madvise(part, libc::MADV_DONTNEED),
@@ -117,8 +120,8 @@ impl Mapping {
         }
     }
 
-    /// As [`Mapping::discard`], of what was committed. A hole in a shared file of huge pages leaves those set aside that were never touched,
-    /// so they are touched first.
+    /// As [`Mapping::discard`], of what was committed. A hole in a shared file of huge pages leaves
+    /// those set aside that were never touched, so they are touched first.
     pub fn discard_committed(&self, part: &Range<u64>) -> io::Result<()> {
         self.touch_reserved(part);
         self.discard(part)
@@ -227,7 +230,8 @@ impl Mapping {
 
     fn madvise(&self, part: &Range<u64>, advice: i32) -> io::Result<()> {
         let (start, len) = self.checked(part)?;
-        // SAFETY: a range that `self` owns; what devices read of it changes to zeroes at most, which is theirs to expect.
+        // SAFETY: a range that `self` owns; what devices read of it changes to zeroes at most,
+        // which is theirs to expect.
         match unsafe { libc::madvise(start, len, advice) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),

@@ -1,8 +1,9 @@
 //! Guest-physical memory: one owner of every range, from the host's pages to the guest's memory slot.
 //!
-//! [`AddressSpace`] has the whole of it; a [`Region`] is a part that comes and goes while the guest runs. What a region is made of is
-//! told by [`Kind`]. The mappings carry names in `/proc/<pid>/smaps` ([`RAM_NAME`], [`RESERVE_NAME`]), so that the VMM's own memory
-//! can be told from the guest's.
+//! [`AddressSpace`] has the whole of it; a [`Region`] is a part that comes and goes while the guest
+//! runs. What a region is made of is told by [`Kind`]. The mappings carry names in
+//! `/proc/<pid>/smaps` ([`RAM_NAME`], [`RESERVE_NAME`]), so that the VMM's own memory can be told
+//! from the guest's.
 //!
 //! | file | its one reason |
 //! |---|---|

@@ -25,8 +25,8 @@ impl Placed {
         }
     }
 
-    /// Makes it memory. The guest can reach that, and knows nothing of it. For a thread that nobody waits for: KVM takes a slot
-    /// when no vCPU is in the middle of a page fault any more.
+    /// Makes it memory. The guest can reach that, and knows nothing of it. For a thread that nobody
+    /// waits for: KVM takes a slot when no vCPU is in the middle of a page fault any more.
     ///
     /// # Errors
     /// [`MemoryError::Add`] with the step that failed; the addresses are free again.
@@ -46,8 +46,8 @@ impl Drop for Placed {
     }
 }
 
-/// Memory that the guest can reach. Dropping it takes it back, so the guest must have let go of it. That waits for KVM as
-/// [`Placed::fill`] does.
+/// Memory that the guest can reach. Dropping it takes it back, so the guest must have let go of it.
+/// That waits for KVM as [`Placed::fill`] does.
 pub struct Region {
     space: Arc<AddressSpace>,
     /// `None` once it is removed.
@@ -77,8 +77,9 @@ impl Region {
         &self.parts().info
     }
 
-    /// Gives the pages of `range`, counted from the region's start, back to the host. The guest reads zeroes there, and has new
-    /// pages when it writes; with huge pages it must not before [`Region::restore`]. Not for files.
+    /// Gives the pages of `range`, counted from the region's start, back to the host. The guest
+    /// reads zeroes there, and has new pages when it writes; with huge pages it must not before
+    /// [`Region::restore`]. Not for files.
     ///
     /// # Errors
     /// [`MemoryError::Outside`], [`MemoryError::Unit`] for what is no whole pages, or the host refuses.
@@ -88,8 +89,8 @@ impl Region {
         discarded.map_err(|error| self.refused("give back", range, error.into()))
     }
 
-    /// As [`Region::discard`], of what was [restored](Region::restore) or never discarded: huge pages that were set aside for it and not touched
-    /// are free again, too.
+    /// As [`Region::discard`], of what was [restored](Region::restore) or never discarded: huge
+    /// pages that were set aside for it and not touched are free again, too.
     ///
     /// # Errors
     /// As [`Region::discard`].
@@ -99,8 +100,8 @@ impl Region {
         discarded.map_err(|error| self.refused("give back", range, error.into()))
     }
 
-    /// Has the host find the huge pages that were set aside for `range`, committed memory in a file: a hole in the file would leave them
-    /// set aside, and frees those that are there.
+    /// Has the host find the huge pages that were set aside for `range`, committed memory in a
+    /// file: a hole in the file would leave them set aside, and frees those that are there.
     pub(super) fn touch_reserved(&self, range: &Range<u64>) {
         if let Ok(part) = self.part(range) {
             self.parts().mapping.touch_reserved(&part);
@@ -112,7 +113,8 @@ impl Region {
         self.parts().mapping.backing().is_shared()
     }
 
-    /// Has the host promise pages for `range` again after [`Region::discard`]: huge ones are set aside, with `prefault` all are there.
+    /// Has the host promise pages for `range` again after [`Region::discard`]: huge ones are set
+    /// aside, with `prefault` all are there.
     ///
     /// # Errors
     /// As [`Region::discard`]; the host's refusal has figures.
@@ -123,8 +125,8 @@ impl Region {
         restored.map_err(|why| self.refused("reserve", range, why))
     }
 
-    /// Has the host find every page of it, which [`AddressSpace::prefaults`] asks for: gigabytes take it seconds, so this is for a thread
-    /// that nobody waits for.
+    /// Has the host find every page of it, which [`AddressSpace::prefaults`] asks for: gigabytes
+    /// take it seconds, so this is for a thread that nobody waits for.
     ///
     /// # Errors
     /// The host's refusal, with figures.
@@ -147,7 +149,8 @@ impl Region {
         covered.map_err(|error| self.refused("cover", range, error.into()))
     }
 
-    /// Makes `range` memory again after [`Region::cover`]. It is empty; with huge pages it must not be touched before [`Region::restore`].
+    /// Makes `range` memory again after [`Region::cover`]. It is empty; with huge pages it must not
+    /// be touched before [`Region::restore`].
     ///
     /// # Errors
     /// As [`Region::restore`].
@@ -157,8 +160,9 @@ impl Region {
         uncovered.map_err(|why| self.refused("reserve", range, why))
     }
 
-    /// Takes it from the guest, which has let go of it, and gives it back to the host: gigabytes take that a while. Requests in flight keep
-    /// their pages until they are done. Waits for KVM as [`Placed::fill`] does.
+    /// Takes it from the guest, which has let go of it, and gives it back to the host: gigabytes
+    /// take that a while. Requests in flight keep their pages until they are done. Waits for KVM as
+    /// [`Placed::fill`] does.
     ///
     /// # Errors
     /// KVM does not give it back: it is in the error, as it was.

@@ -1,4 +1,5 @@
-//! Addresses for memory that comes while the guest runs: one range, reserved at boot, that costs nothing until part of it is used.
+//! Addresses for memory that comes while the guest runs: one range, reserved at boot, that costs
+//! nothing until part of it is used.
 
 use husk_firmware::layout;
 use serde::Serialize;
@@ -21,8 +22,9 @@ pub struct Reserved {
 impl Reserved {
     /// What `config` asks for, above RAM that ends at `ram_end`. `None` if nothing may come.
     ///
-    /// Where memory may come as DIMMs and as blocks, each has addresses for all of it: which way it comes is known when the guest has
-    /// shown its drivers, and addresses cost nothing. Where those do not reach, below `limit`, there are only DIMMs.
+    /// Where memory may come as DIMMs and as blocks, each has addresses for all of it: which way it
+    /// comes is known when the guest has shown its drivers, and addresses cost nothing. Where those
+    /// do not reach, below `limit`, there are only DIMMs.
     pub fn new(config: &MemoryConfig, ram_end: u64, limit: u64) -> Option<Self> {
         let asked = config.hotplug_size.filter(|bytes| *bytes > 0)?;
         let (base, unit) = beginning(config, ram_end)?;

@@ -61,8 +61,9 @@ impl fmt::Debug for AddressSpace {
 }
 
 impl AddressSpace {
-    /// RAM as `config` wants it, the guest's already, and the reserve. `phys_bits` is the width of guest-physical addresses. To be
-    /// called before the VM has an interrupt controller: slots are cheapest then.
+    /// RAM as `config` wants it, the guest's already, and the reserve. `phys_bits` is the width of
+    /// guest-physical addresses. To be called before the VM has an interrupt controller: slots are
+    /// cheapest then.
     ///
     /// # Errors
     /// The host does not have it, or KVM refuses it.
@@ -106,8 +107,8 @@ impl AddressSpace {
         self.devices.clone()
     }
 
-    /// What back-ends are to be told, those of vhost-user and of the kernel. It has the whole of the reserve from the start, so that memory that comes later
-    /// changes nothing for them.
+    /// What back-ends are to be told, those of vhost-user and of the kernel. It has the whole of
+    /// the reserve from the start, so that memory that comes later changes nothing for them.
     pub fn shared(&self) -> GuestMemory {
         self.backends.clone()
     }
@@ -156,12 +157,13 @@ impl AddressSpace {
         Some((found.info.clone(), found.added_in))
     }
 
-    /// Gives the pages of `range`, guest-physical addresses in RAM, back to the host: the guest reads zeroes there and has new pages
-    /// when it writes. For a guest that says what it does not use (balloon, free page reporting); any thread may call it.
+    /// Gives the pages of `range`, guest-physical addresses in RAM, back to the host: the guest
+    /// reads zeroes there and has new pages when it writes. For a guest that says what it does not
+    /// use (balloon, free page reporting); any thread may call it.
     ///
     /// # Errors
-    /// A part of it is no RAM, is no whole pages, or is of huge pages, which the host would not have to give again. Nothing is done
-    /// then. Or the host refuses.
+    /// A part of it is no RAM, is no whole pages, or is of huge pages, which the host would not
+    /// have to give again. Nothing is done then. Or the host refuses.
     pub fn discard(&self, range: &Range<u64>) -> Result<(), MemoryError> {
         let bytes = range.end.saturating_sub(range.start);
         let found: Vec<_> = self
@@ -193,8 +195,8 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Says in the log what may end this VM later: a limit of the control group that is below its size, `added` bytes of memory that came
-    /// after its start included.
+    /// Says in the log what may end this VM later: a limit of the control group that is below its
+    /// size, `added` bytes of memory that came after its start included.
     pub fn warn_of_limits(&self, added: u64) {
         let bytes = self.config.size.saturating_add(added);
         if let Some(limit) = self.group_host().and_then(|host| host.group_limit_below(bytes)) {
@@ -202,8 +204,8 @@ impl AddressSpace {
         }
     }
 
-    /// Whether the host can give `more` bytes of memory, with which `added` bytes will have come after the start: to be asked before the guest
-    /// is told of them. Nothing is set aside.
+    /// Whether the host can give `more` bytes of memory, with which `added` bytes will have come
+    /// after the start: to be asked before the guest is told of them. Nothing is set aside.
     ///
     /// # Errors
     /// [`MemoryError::Host`], with figures.
@@ -265,8 +267,9 @@ impl AddressSpace {
         listeners.push(Arc::downgrade(listener));
     }
 
-    /// Takes addresses for `bytes` bytes of memory, wherever there is room in the reserve: [`Step::Place`], for which nobody
-    /// is waited for. [`Placed::fill`] takes the other steps, and may wait.
+    /// Takes addresses for `bytes` bytes of memory, wherever there is room in the reserve:
+    /// [`Step::Place`], for which nobody is waited for. [`Placed::fill`] takes the other steps, and
+    /// may wait.
     ///
     /// # Errors
     /// [`MemoryError::Unit`], or [`MemoryError::Add`] where there is no room; everything is as before.
@@ -281,8 +284,9 @@ impl AddressSpace {
         ))
     }
 
-    /// Adds `bytes` bytes of memory, wherever there is room in the reserve. The guest can reach it, and knows nothing of it:
-    /// whoever has the region tells it, and drops the region if that fails. Waits for KVM, so for any vCPU in a page fault.
+    /// Adds `bytes` bytes of memory, wherever there is room in the reserve. The guest can reach it,
+    /// and knows nothing of it: whoever has the region tells it, and drops the region if that
+    /// fails. Waits for KVM, so for any vCPU in a page fault.
     ///
     /// # Errors
     /// [`MemoryError::Unit`], or [`MemoryError::Add`] with the step that failed; everything is as before.
@@ -290,7 +294,8 @@ impl AddressSpace {
         self.place(kind, bytes)?.fill()
     }
 
-    /// The most of `bytes` bytes that [`AddressSpace::place`] has a place for in one piece: whole units of the reserve, 0 if there is none.
+    /// The most of `bytes` bytes that [`AddressSpace::place`] has a place for in one piece: whole
+    /// units of the reserve, 0 if there is none.
     pub fn room(&self, bytes: u64) -> u64 {
         let reserve = self.reserve();
         reserve.map_or(0, |reserve| self.address_map().room(reserve.unit, bytes))
@@ -336,8 +341,8 @@ impl AddressSpace {
         BLOCK_BYTES.max(self.config.page_bytes())
     }
 
-    /// Adds the first `bytes` bytes of `file`, a multiple of [`BLOCK_BYTES`], called `name`; what is written reaches the file if it is
-    /// `kept`.
+    /// Adds the first `bytes` bytes of `file`, a multiple of [`BLOCK_BYTES`], called `name`; what
+    /// is written reaches the file if it is `kept`.
     ///
     /// # Errors
     /// [`MemoryError::Add`] with the step that failed; everything is as before.
@@ -349,8 +354,9 @@ impl AddressSpace {
         Ok(Region::new(self.clone(), self.add(Box::new(parts), Placement::Pmem)?))
     }
 
-    /// Gives back what was removed while requests used it and is used no longer. Whatever changes memory does so as well. Returns whether a
-    /// file is still in use: it stays open and mapped until it is looked at again. Of RAM addresses alone wait, whose pages went at once.
+    /// Gives back what was removed while requests used it and is used no longer. Whatever changes
+    /// memory does so as well. Returns whether a file is still in use: it stays open and mapped
+    /// until it is looked at again. Of RAM addresses alone wait, whose pages went at once.
     pub fn collect(&self) -> bool {
         for kind in [Kind::Pmem, Kind::Dimm] {
             let _one = self.change_for_removal(kind);
@@ -369,7 +375,8 @@ impl AddressSpace {
         self.address_map().is_leaving(Kind::Pmem)
     }
 
-    /// A region of the reserve of which nothing is done yet: `bytes` bytes in units of `unit`, at `gpa` or at another multiple of that.
+    /// A region of the reserve of which nothing is done yet: `bytes` bytes in units of `unit`, at
+    /// `gpa` or at another multiple of that.
     fn parts_in_reserve(
         &self,
         kind: Kind,

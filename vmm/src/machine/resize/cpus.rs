@@ -23,8 +23,9 @@ pub trait Vcpus: Plug<Unit = ()> {
     /// How many there may be.
     fn max(&self) -> u32;
 
-    /// Whether the host has what it takes to fill the slots `ids`, or has refused it, which the first of them that is filled in vain says. If not,
-    /// a thread makes it, and the control thread is woken. Never waits.
+    /// Whether the host has what it takes to fill the slots `ids`, or has refused it, which the
+    /// first of them that is filled in vain says. If not, a thread makes it, and the control thread
+    /// is woken. Never waits.
     fn ready(&mut self, _ids: &[u32]) -> bool {
         true
     }
@@ -68,8 +69,8 @@ struct Starting {
 }
 
 impl Starting {
-    /// When to look again, if the guest is about to start it. It takes a guest microseconds once it has begun; one that does not go on is
-    /// looked at more and more seldom.
+    /// When to look again, if the guest is about to start it. It takes a guest microseconds once it
+    /// has begun; one that does not go on is looked at more and more seldom.
     fn pause(&self, now: Instant) -> Option<Duration> {
         let waited = now.saturating_duration_since(self.begun?);
         Some((waited / 8).clamp(LOOK_FIRST, LOOK_LAST))
@@ -94,7 +95,8 @@ impl CpuResize {
         if let Err(error) = self.fill_to(cpus, wanted, now, &mut filled) {
             // Those, and not as many from the top: one of those may be the guest's for long.
             for slot in filled.into_iter().rev() {
-                // One that the host does not take back is tried again by `advance`: neither is it why this failed, nor do others stay for it.
+                // One that the host does not take back is tried again by `advance`: neither is it
+                // why this failed, nor do others stay for it.
                 if let Err(error) = self.empty(cpus, slot, now) {
                     log::error!("vCPU {slot} is not taken back: {}", error_chain(&error));
                 }
@@ -109,7 +111,8 @@ impl CpuResize {
         Ok(())
     }
 
-    /// Which slots it has `filled`, in order, also when it fails. None, as long as a thread has to make something for them.
+    /// Which slots it has `filled`, in order, also when it fails. None, as long as a thread has to
+    /// make something for them.
     fn fill_to<V: Vcpus>(
         &mut self,
         cpus: &mut Hotplug<V>,
@@ -221,8 +224,9 @@ impl CpuResize {
         });
     }
 
-    /// Once nothing is to be waited for, there are as many as there should be, or somebody has said why not: a vCPU that the guest let go of,
-    /// and that the host could not make again, comes to nothing without a word of the guest.
+    /// Once nothing is to be waited for, there are as many as there should be, or somebody has said
+    /// why not: a vCPU that the guest let go of, and that the host could not make again, comes to
+    /// nothing without a word of the guest.
     fn settle<V: Vcpus>(&mut self, cpus: &mut Hotplug<V>, now: Instant, changes: &mut Vec<Change>) {
         let is_settled = self.in_flight.is_empty() && !self.is_making;
         let Some(wanted) = self.wanted.filter(|_| is_settled) else {

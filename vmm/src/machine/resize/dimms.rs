@@ -1,4 +1,5 @@
-//! The slots for DIMMs, and what makes one real: a thread beside the control thread takes each from the host, and gives it back.
+//! The slots for DIMMs, and what makes one real: a thread beside the control thread takes each from
+//! the host, and gives it back.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,8 +28,8 @@ pub const fn slots() -> Slots {
     }
 }
 
-/// What makes DIMMs real. KVM takes a slot for one, and gives it back, when no vCPU is in a page fault any more, and the host needs time for
-/// the pages: a thread waits for both.
+/// What makes DIMMs real. KVM takes a slot for one, and gives it back, when no vCPU is in a page
+/// fault any more, and the host needs time for the pages: a thread waits for both.
 pub struct DimmPlug {
     pub(super) space: Arc<AddressSpace>,
     /// Woken when such a thread is done.
@@ -158,7 +159,8 @@ impl DimmPlug {
         });
     }
 
-    /// Begins to make a DIMM of `bytes` bytes, with all its pages if [`AddressSpace::prefaults`] asks for them. Never waits.
+    /// Begins to make a DIMM of `bytes` bytes, with all its pages if [`AddressSpace::prefaults`]
+    /// asks for them. Never waits.
     pub(super) fn ready(&self, bytes: u64) -> Result<Readying, ResizeError> {
         let placed = self.space.place(Kind::Dimm, bytes)?;
         let prefaults = self.space.prefaults();

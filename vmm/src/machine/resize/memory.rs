@@ -137,7 +137,8 @@ impl MemoryResize {
         self
     }
 
-    /// What the VM has if it is to have `bytes` bytes of RAM: not less than at its start, and whole blocks or DIMMs more.
+    /// What the VM has if it is to have `bytes` bytes of RAM: not less than at its start, and whole
+    /// blocks or DIMMs more.
     ///
     /// # Errors
     /// [`ResizeError::Ram`].
@@ -154,8 +155,8 @@ impl MemoryResize {
         Ok(boot_bytes.saturating_add(more.next_multiple_of(unit.max(1))))
     }
 
-    /// The most that may be added: what was asked for is there, and a little more where it is no whole unit, which can be asked for as
-    /// well.
+    /// The most that may be added: what was asked for is there, and a little more where it is no
+    /// whole unit, which can be asked for as well.
     fn max_added_bytes(&self) -> u64 {
         self.parts.more_bytes.next_multiple_of(self.parts.unit.max(1))
     }
@@ -163,8 +164,9 @@ impl MemoryResize {
     /// RAM is to be `bytes` bytes in all.
     ///
     /// # Errors
-    /// [`ResizeError::Ram`], or there is no place, slot or thread for the first part of it, or the host cannot give it; then all is as before.
-    /// What KVM or the host refuses later is a [`Refusal`].
+    /// [`ResizeError::Ram`], or there is no place, slot or thread for the first part of it, or the
+    /// host cannot give it; then all is as before. What KVM or the host refuses later is a
+    /// [`Refusal`].
     pub fn set(&mut self, dimms: &mut Dimms, bytes: u64, now: Instant) -> Result<(), ResizeError> {
         let wanted = self.check(bytes)?.saturating_sub(self.parts.boot_bytes);
         if wanted > self.wanted {

@@ -1,7 +1,8 @@
 //! How large a machine is to be, and how far it has come: vCPUs, memory and the balloon.
 //!
-//! A resize says what is wanted, and returns. What the guest makes of it comes as [`Change`]s, whenever the control thread looks. A later
-//! resize takes the place of an earlier one at once: it begins where that one has come to, and takes back what the guest has not heard.
+//! A resize says what is wanted, and returns. What the guest makes of it comes as [`Change`]s,
+//! whenever the control thread looks. A later resize takes the place of an earlier one at once: it
+//! begins where that one has come to, and takes back what the guest has not heard.
 
 mod cpus;
 mod dimms;
@@ -59,7 +60,8 @@ pub struct MachineSize {
     pub vcpus: u32,
     /// RAM that there will be, in bytes.
     pub ram_bytes: u64,
-    /// What a client wants in the balloon, in bytes, if there is one. What an idle guest gives back beside it is nobody's wish.
+    /// What a client wants in the balloon, in bytes, if there is one. What an idle guest gives back
+    /// beside it is nobody's wish.
     pub balloon_bytes: Option<u64>,
     /// RAM that the guest has now, without what is in the balloon.
     pub actual_bytes: u64,
@@ -198,7 +200,8 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-/// What a machine was last asked to be, and what the guest has made of it. The slots are the machine's: they are lent for each call.
+/// What a machine was last asked to be, and what the guest has made of it. The slots are the
+/// machine's: they are lent for each call.
 pub struct Resizes {
     cpus: CpuResize,
     memory: MemoryResize,
@@ -212,7 +215,8 @@ pub struct Resizes {
 }
 
 impl Resizes {
-    /// Nothing was asked for yet; `balloon` is the device, if there is one, and `reclaim` what an idle guest gives back by it.
+    /// Nothing was asked for yet; `balloon` is the device, if there is one, and `reclaim` what an
+    /// idle guest gives back by it.
     pub fn new(memory: MemoryResize, balloon: Option<BalloonHandle>, reclaim: Option<Reclaim>) -> Self {
         Self {
             cpus: CpuResize::default(),
@@ -240,7 +244,8 @@ impl Resizes {
     /// Begins to make the machine what is `wanted`, in place of what was wanted before. Returns at once.
     ///
     /// # Errors
-    /// See [`ResizeError`]: all of it is looked at before anything is begun, and what was begun when the host fails is taken back.
+    /// See [`ResizeError`]: all of it is looked at before anything is begun, and what was begun
+    /// when the host fails is taken back.
     pub fn begin<V: Vcpus>(
         &mut self,
         cpus: &mut Hotplug<V>,
@@ -306,7 +311,8 @@ impl Resizes {
         Some(self.reclaim.as_ref().map_or(target, Reclaim::base))
     }
 
-    /// The balloon and its size, if that is wanted and can be with `max` bytes of RAM; whatever is wanted of it, it leaves some of that.
+    /// The balloon and its size, if that is wanted and can be with `max` bytes of RAM; whatever is
+    /// wanted of it, it leaves some of that.
     fn check_balloon(
         &self,
         wanted: TargetSize,
@@ -339,8 +345,9 @@ impl Resizes {
         changes
     }
 
-    /// There will be less RAM than the `before` bytes that the balloon was a part of. One that would leave nothing of it gives back what is
-    /// missing, so that the guest keeps what it was to have beside it, as far as there is so much.
+    /// There will be less RAM than the `before` bytes that the balloon was a part of. One that
+    /// would leave nothing of it gives back what is missing, so that the guest keeps what it was to
+    /// have beside it, as far as there is so much.
     fn empty_balloon_below(&mut self, before: u64) {
         let after = self.memory.wanted_bytes();
         let target = self
@@ -379,8 +386,8 @@ impl Resizes {
         joined(self.pending_parts())
     }
 
-    /// As [`Resizes::pending`], of what `wanted` speaks of: memory that a guest has kept of one resize is nothing that another, of vCPUs,
-    /// waits for.
+    /// As [`Resizes::pending`], of what `wanted` speaks of: memory that a guest has kept of one
+    /// resize is nothing that another, of vCPUs, waits for.
     pub fn awaited(&self, wanted: TargetSize) -> Option<String> {
         let [cpus, memory, balloon] = self.pending_parts();
         joined([
@@ -448,8 +455,8 @@ impl Resizes {
         self.memory.figures(dimms)
     }
 
-    /// All of it, for `vm.resize-status`. The guest is not waited for: of its memory there is what its balloon said last, and it is asked to
-    /// say more.
+    /// All of it, for `vm.resize-status`. The guest is not waited for: of its memory there is what
+    /// its balloon said last, and it is asked to say more.
     pub fn status<V: Vcpus>(&self, cpus: &Hotplug<V>, dimms: &Dimms) -> Value {
         if let Some(balloon) = &self.balloon {
             balloon.refresh();

@@ -1,9 +1,10 @@
 //! What an idle guest does not use goes back to the host, though nobody has asked for less (`--reclaim idle=…`).
 //!
-//! Again and again the guest is asked what it has (the balloon's statistics). If it has had more free than it is to keep for as long as
-//! that counts as idle, the balloon grows by what is too much. If it has not much left, the balloon gives back what is missing; what the
-//! guest takes out by itself (`deflate_on_oom`) it is not asked for again. A resize empties the balloon, to what a client wants in it, and
-//! idleness begins anew.
+//! Again and again the guest is asked what it has (the balloon's statistics). If it has had more
+//! free than it is to keep for as long as that counts as idle, the balloon grows by what is too
+//! much. If it has not much left, the balloon gives back what is missing; what the guest takes out
+//! by itself (`deflate_on_oom`) it is not asked for again. A resize empties the balloon, to what a
+//! client wants in it, and idleness begins anew.
 
 use std::time::{Duration, Instant};
 
@@ -105,7 +106,8 @@ impl Reclaim {
         Some(Action::Ask)
     }
 
-    /// How large the balloon is to be. Whatever the guest says, that is at least what a client wants, and grows by what is idle alone.
+    /// How large the balloon is to be. Whatever the guest says, that is at least what a client
+    /// wants, and grows by what is idle alone.
     fn target(&mut self, size: BalloonSize, said: FreeMemory, now: Instant) -> u64 {
         // What it has taken out, or has not found in all the time, it needs.
         let has = size.actual_bytes.min(size.target_bytes);

@@ -3,7 +3,8 @@ use super::*;
 const MIB: u64 = 1 << 20;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A guest with a policy of 8 seconds, so a look every other second, and 64 MiB, of which a client wants 4 MiB in the balloon.
+/// A guest with a policy of 8 seconds, so a look every other second, and 64 MiB, of which a client
+/// wants 4 MiB in the balloon.
 struct Bench {
     policy: Reclaim,
     size: BalloonSize,
@@ -29,8 +30,8 @@ impl Bench {
         }
     }
 
-    /// After two seconds the guest is asked, and says that it has so many MiB free and available. What the balloon is to have then, in MiB,
-    /// which the guest sees to.
+    /// After two seconds the guest is asked, and says that it has so many MiB free and available.
+    /// What the balloon is to have then, in MiB, which the guest sees to.
     fn look(&mut self, free: u64, available: u64) -> u64 {
         self.now += 2 * SECOND;
         assert_eq!(self.policy.decide(self.size, None, self.now), Some(Action::Ask));

@@ -1,9 +1,10 @@
 //! When a driver of virtio-mem that has stopped half-way is told to try again.
 //!
-//! Linux stops where it cannot empty a block, or was told `BUSY`, and tries again by itself after 50 seconds at the earliest
-//! (`drivers/virtio/virtio_mem.c`, `VIRTIO_MEM_RETRY_TIMER_MIN_MS`); a change of its configuration makes it try at once. What the guest
-//! was using a moment ago it may be able to let go now, so it is told, more and more seldom, and in the end left to its own timer: each try
-//! costs it a look at all its memory.
+//! Linux stops where it cannot empty a block, or was told `BUSY`, and tries again by itself after
+//! 50 seconds at the earliest (`drivers/virtio/virtio_mem.c`, `VIRTIO_MEM_RETRY_TIMER_MIN_MS`); a
+//! change of its configuration makes it try at once. What the guest was using a moment ago it may
+//! be able to let go now, so it is told, more and more seldom, and in the end left to its own
+//! timer: each try costs it a look at all its memory.
 
 use std::time::{Duration, Instant};
 
@@ -30,8 +31,8 @@ impl Retry {
         self.0 = None;
     }
 
-    /// Looks at what the driver has come to: `open` is what it has plugged, in bytes, or `None` if that is what it was asked for. Whether it
-    /// is to be told now.
+    /// Looks at what the driver has come to: `open` is what it has plugged, in bytes, or `None` if
+    /// that is what it was asked for. Whether it is to be told now.
     pub fn is_due(&mut self, open: Option<u64>, now: Instant) -> bool {
         let Some(plugged_bytes) = open else {
             self.0 = None;

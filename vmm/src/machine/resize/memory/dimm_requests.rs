@@ -20,11 +20,12 @@ use super::super::shrink_limit::Room;
 use super::{MemoryResize, PendingSlot};
 use crate::memory::{MemoryError, Region, Step};
 
-/// A DIMM has at most so many times the memory that the guest has, or that has come for the same request where it does not say what it has
-/// available: it takes an eighth of that to describe it.
+/// A DIMM has at most so many times the memory that the guest has, or that has come for the same
+/// request where it does not say what it has available: it takes an eighth of that to describe it.
 const STEP: u64 = 8;
-/// The first DIMM for a guest that does not say what it has available is such a part of what it has. To describe that takes a thousandth of its
-/// memory, which Linux keeps free whatever its programs want (`min_free_kbytes`).
+/// The first DIMM for a guest that does not say what it has available is such a part of what it
+/// has. To describe that takes a thousandth of its memory, which Linux keeps free whatever its
+/// programs want (`min_free_kbytes`).
 pub(super) const FIRST: u64 = 16;
 /// A byte describes so many: 64 bytes a page of 4 KiB (Linux, `struct page`).
 const DESCRIBED: u64 = 64;
@@ -106,7 +107,8 @@ impl MemoryResize {
         Ok(())
     }
 
-    /// How much of what is `missing` the guest can describe, with `filled` bytes of DIMMs; `None` until it has said what it has available.
+    /// How much of what is `missing` the guest can describe, with `filled` bytes of DIMMs; `None`
+    /// until it has said what it has available.
     fn next_dimm(&mut self, missing: u64, filled: u64) -> Option<u64> {
         if let Some(readying) = &self.readying {
             return Some(missing.min(readying.bytes));
@@ -139,7 +141,8 @@ impl MemoryResize {
         Ok(None)
     }
 
-    /// A DIMM goes as a whole, and only if it is not too much: the highest one that the guest has not kept before, if there is one.
+    /// A DIMM goes as a whole, and only if it is not too much: the highest one that the guest has
+    /// not kept before, if there is one.
     pub(super) fn remove_dimm(
         &mut self,
         dimms: &mut Hotplug<DimmPlug>,

@@ -43,8 +43,8 @@ impl MemoryResize {
         comes && self.refusals.is_empty()
     }
 
-    /// The guest has said `why` it has no memory left: if that may be for what comes, no more does. A DIMM that it has been told of may still
-    /// come.
+    /// The guest has said `why` it has no memory left: if that may be for what comes, no more does.
+    /// A DIMM that it has been told of may still come.
     pub fn stop_growing(&mut self, dimms: &mut Dimms, why: &str) -> Option<Change> {
         if !self.is_growing(dimms) {
             return None;
