@@ -61,6 +61,8 @@ const BOOT: u64 = 16 * MIB;
 const MORE: u64 = 384 * MIB;
 const VCPUS: u32 = 6;
 const BLOCK: u64 = 2 * MIB;
+/// Where each begins, and how long it is, in bytes.
+type Ranges = BTreeSet<(u64, u64)>;
 /// Of whichever kind.
 const ALL: TargetSize = TargetSize {
     vcpus: Some(0),
@@ -450,7 +452,7 @@ impl Machine {
             filled.map(|(slot, _)| slot).collect()
         };
         assert_eq!(self.cpus.plug().there, filled(self.cpus.states()));
-        let (regions, taken) = self.reachable();
+        let [regions, taken] = self.reachable();
         assert_eq!(regions, taken);
         let dimms = self.dimms.as_ref().unwrap();
         let mut plugged = 0;
@@ -477,14 +479,13 @@ impl Machine {
     }
 
     /// What is said to be in the guest's reach, and what KVM has slots for. Threads are given time to make both the same.
-    fn reachable(&self) -> (BTreeSet<(u64, u64)>, BTreeSet<(u64, u64)>) {
+    fn reachable(&self) -> [Ranges; 2] {
         let look = || {
             let regions = self.space.regions().iter().map(|of| (of.gpa, of.bytes)).collect();
-            let taken: BTreeSet<_> = self.kvm.taken.lock().unwrap().values().copied().collect();
-            (regions, taken)
+            [regions, self.kvm.taken.lock().unwrap().values().copied().collect()]
         };
         let mut looks = (0..LOOKS).map(|_| look());
-        let is_same = |(regions, taken): &(BTreeSet<_>, BTreeSet<_>)| {
+        let is_same = |[regions, taken]: &[Ranges; 2]| {
             let is_same = regions == taken;
             if !is_same {
                 thread::sleep(PAUSE);
