@@ -22,6 +22,7 @@ mod lab;
 pub mod load;
 pub mod pod;
 mod process;
+pub mod processor_time;
 pub mod pty;
 pub mod resize;
 pub mod share;

@@ -2,13 +2,14 @@
 //!
 //! Nothing here panics: a test unwraps, and the soak and the demo report.
 
-use std::ffi::OsString;
+mod files;
+mod launch;
+
 use std::fmt;
 use std::fs;
-use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -22,19 +23,19 @@ use crate::agent::{self, Agent};
 use crate::api::{Api, Response, Shim};
 use crate::body::Shape;
 use crate::info::{PciDevice, State, VmInfo};
+use crate::threads::vcpu_threads;
 use crate::witness::Witness;
-use crate::{end_of, husk, kill, process, pty};
+use crate::{end_of, kill};
+
+pub use files::{api_socket, events, vsock};
+pub use launch::Launch;
+use launch::{await_ping, command, read_to, spawn};
 
 /// How long anything of a pod may take: the shims' windows, and as much more as an emulated host on a busy machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
-/// How often the Rust shim looks for the API, and both dial the agent.
-const RUST_POLL: Duration = Duration::from_millis(50);
-const GO_POLL: Duration = Duration::from_millis(10);
+/// How often both shims dial the agent.
 const DIAL_POLL: Duration = Duration::from_millis(10);
-
-/// The file of a pod's events.
-const EVENTS: &str = "events";
 
 /// A running VMM, with the VM that was asked of it. It is killed when this is dropped.
 #[derive(Debug)]
@@ -79,19 +80,6 @@ pub struct StoppedPod {
     pub took: Duration,
     /// Everything on its standard streams.
     pub output: String,
-}
-
-/// What differs between launches.
-#[derive(Clone, Debug, Default)]
-pub struct Launch {
-    /// The program and its first words; husk if there is none.
-    pub program: Vec<String>,
-    /// `disable_seccomp`.
-    pub without_seccomp: bool,
-    /// The limit of open files.
-    pub nofile: Option<u64>,
-    /// What happens is told to the file that [`events`] reads.
-    pub with_events: bool,
 }
 
 /// A guest whose agent never answered, though its VMM lives: how often it was dialled, and what the VM did meanwhile.
@@ -421,190 +409,6 @@ impl Pod {
     }
 }
 
-/// What a VMM with its files in `folder`, launched [with events](Launch::with_events), has told so far.
-///
-/// # Errors
-///
-/// There is no such file, or a line of it is no event.
-pub fn events(folder: &Path) -> Result<Vec<Value>> {
-    let text = fs::read_to_string(folder.join(EVENTS))?;
-    // A line without its end is still being written.
-    let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-    lines
-        .map(|line| serde_json::from_str(line).with_context(|| format!("strange event {line:?}")))
-        .collect()
-}
-
-/// The API socket of a pod with its files in `folder`.
-pub fn api_socket(shim: Shim, folder: &Path) -> PathBuf {
-    folder.join(match shim {
-        Shim::Rust => "ch-api.sock",
-        Shim::Go => "clh-api.sock",
-    })
-}
-
-/// The vsock socket of a pod with its files in `folder`.
-pub fn vsock(shim: Shim, folder: &Path) -> PathBuf {
-    folder.join(match shim {
-        Shim::Rust => "ch-vm.sock",
-        Shim::Go => "clh.sock",
-    })
-}
-
-/// The command that starts the VMM, without its standard output.
-fn command(shape: &Shape, folder: &Path, launch: &Launch) -> Command {
-    let mut command = match launch.program.split_first() {
-        Some((program, words)) => {
-            let mut command = Command::new(program);
-            command.args(words);
-            command
-        }
-        None => husk(),
-    };
-    command.arg("--api-socket").arg(api_socket(shape.shim, folder));
-    if shape.debug {
-        command.arg("-v");
-    }
-    if launch.without_seccomp {
-        command.args(["--seccomp", "false"]);
-    }
-    if launch.with_events {
-        let mut monitor = OsString::from("path=");
-        monitor.push(folder.join(EVENTS));
-        command.arg("--event-monitor").arg(monitor);
-    }
-    if shape.shim == Shim::Rust || shape.debug {
-        command.env("RUST_BACKTRACE", "full");
-    }
-    if shape.shim == Shim::Rust {
-        command.current_dir("/");
-    }
-    command.stdin(Stdio::null());
-    process::isolate(&mut command, launch.nofile);
-    command
-}
-
-/// Starts the VMM with the standard output that the shim gives it; what to read there.
-fn spawn(command: &mut Command, shape: &Shape) -> Result<(Child, Vec<fs::File>)> {
-    let started = |command: &mut Command| command.spawn().with_context(|| format!("cannot start {command:?}"));
-    match (shape.shim, shape.debug) {
-        (Shim::Rust, _) => {
-            let mut child = started(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
-            let stdout = child.stdout.take().map(OwnedFd::from);
-            let stderr = child.stderr.take().map(OwnedFd::from);
-            Ok((child, stdout.into_iter().chain(stderr).map(fs::File::from).collect()))
-        }
-        (Shim::Go, true) => {
-            // The VMM has the master of a terminal, and the shim reads the other side.
-            let (master, slave) = process::terminal()?;
-            let child = started(command.stdout(master.try_clone()?).stderr(master))?;
-            command.stdout(Stdio::null()).stderr(Stdio::null());
-            Ok((child, vec![slave.into()]))
-        }
-        (Shim::Go, false) => Ok((
-            started(command.stdout(Stdio::null()).stderr(Stdio::null()))?,
-            Vec::new(),
-        )),
-    }
-}
-
-/// Collects what `source` says until its end. A terminal whose other side is closed reads as an error.
-fn read_to(mut source: fs::File, output: &Arc<Mutex<Vec<u8>>>, hung_up: &Arc<AtomicBool>) -> JoinHandle<()> {
-    let (output, hung_up) = (Arc::clone(output), Arc::clone(hung_up));
-    thread::spawn(move || {
-        let mut piece = [0; 4096];
-        while !hung_up.load(Ordering::Relaxed) {
-            if !pty::readable(&source, Duration::from_millis(50)) {
-                continue;
-            }
-            let Ok(count @ 1..) = source.read(&mut piece) else {
-                return;
-            };
-            let read = piece.get(..count).unwrap_or_default();
-            output
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .extend_from_slice(read);
-        }
-    })
-}
-
 fn text(output: &Mutex<Vec<u8>>) -> String {
     String::from_utf8_lossy(&output.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
-}
-
-/// Connects and pings until that works. The Rust shim keeps the connection.
-fn await_ping(child: &mut Child, socket: &Path, shim: Shim) -> Result<Api> {
-    let start = Instant::now();
-    loop {
-        let answered = Api::connect(socket, shim).and_then(|mut api| {
-            let ping: Value = api.get("vmm.ping")?.json()?;
-            Ok((api, ping))
-        });
-        match answered {
-            Ok((api, ping)) => {
-                let features = ping.get("features").and_then(Value::as_array);
-                ensure!(features.is_some(), "no list of features in {ping}");
-                return Ok(api);
-            }
-            Err(error) if start.elapsed() > PATIENCE => return Err(error),
-            Err(error) => {
-                if let Some(status) = child.try_wait()? {
-                    return Err(error.context(format!("the VMM has ended ({status})")));
-                }
-            }
-        }
-        thread::sleep(if shim == Shim::Rust { RUST_POLL } else { GO_POLL });
-    }
-}
-
-/// What all threads of a process, and its guest, have taken of processors, in ticks, by its `stat` (proc_pid_stat(5), fields 14 and 15).
-///
-/// # Errors
-///
-/// There is no such process, or that is no such file.
-pub fn processor_ticks(stat: &Path) -> Result<u64> {
-    let text = fs::read_to_string(stat)?;
-    // The second field is a name in brackets that may contain anything.
-    let (_, fields) = text.rsplit_once(')').context("no name in stat")?;
-    let mut fields = fields.split_whitespace().skip(11).map(str::parse::<u64>);
-    let mut ticks = || fields.next().context("stat ends early");
-    Ok(ticks()??.saturating_add(ticks()??))
-}
-
-/// The `stat` of process `pid`.
-pub fn stat_of(pid: u32) -> PathBuf {
-    format!("/proc/{pid}/stat").into()
-}
-
-/// The vCPU threads of a process, in their order, found as the shims find them.
-///
-/// # Errors
-///
-/// There is no such process, or a thread whose name a shim would take for a vCPU's and cannot read.
-pub fn vcpu_threads(pid: u32) -> Result<Vec<u32>> {
-    let mut vcpus = Vec::new();
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let name = fs::read_to_string(task?.path().join("comm"))?;
-        if let Some(number) = name.trim_end().strip_prefix("vcpu") {
-            vcpus.push(number.parse().with_context(|| format!("a thread named {name:?}"))?);
-        }
-    }
-    vcpus.sort_unstable();
-    Ok(vcpus)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn processor_time_is_that_of_the_process() {
-        let (pid, start) = (std::process::id(), Instant::now());
-        let before = processor_ticks(&stat_of(pid)).unwrap();
-        while processor_ticks(&stat_of(pid)).unwrap() <= before {
-            assert!(start.elapsed() < PATIENCE);
-        }
-        assert!(processor_ticks(&stat_of(u32::MAX)).is_err());
-    }
 }

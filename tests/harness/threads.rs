@@ -7,6 +7,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
+
 use crate::PATIENCE;
 
 /// The file `name` of each thread of the process `pid`. One that has ended meanwhile has none: those that must be there are for the caller
@@ -43,6 +45,23 @@ pub fn names(pid: u32) -> BTreeMap<String, usize> {
         *names.entry(name.trim_end().to_owned()).or_default() += 1;
     }
     names
+}
+
+/// The vCPU threads of a process, in their order, found as the shims find them.
+///
+/// # Errors
+///
+/// There is no such process, or a thread whose name a shim would take for a vCPU's and cannot read.
+pub fn vcpu_threads(pid: u32) -> Result<Vec<u32>> {
+    let mut vcpus = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let name = fs::read_to_string(task?.path().join("comm"))?;
+        if let Some(number) = name.trim_end().strip_prefix("vcpu") {
+            vcpus.push(number.parse().with_context(|| format!("a thread named {name:?}"))?);
+        }
+    }
+    vcpus.sort_unstable();
+    Ok(vcpus)
 }
 
 /// Whether the thread `name` of the process `pid` is ever seen asleep. One that spins never is.

@@ -11,7 +11,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::api::{Api, Shim};
-use crate::pod::{processor_ticks, stat_of};
+use crate::processor_time::{processor_ticks, stat_of};
 
 /// Between two looks.
 const MEANWHILE: Duration = Duration::from_secs(2);

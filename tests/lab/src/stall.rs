@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use husk_tests::pod::processor_ticks;
+use husk_tests::processor_time::processor_ticks;
 
 /// Counted time that has to pass within the patience. A guest that works comes to a tenth of its processor time, one that spins to
 /// a seventieth.

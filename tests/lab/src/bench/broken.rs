@@ -7,7 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use husk_tests::pod::{AgentTimeout, processor_ticks, stat_of};
+use husk_tests::pod::AgentTimeout;
+use husk_tests::processor_time::{processor_ticks, stat_of};
 
 use super::ledger::{GUESTS, Life};
 
