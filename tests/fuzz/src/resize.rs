@@ -20,11 +20,12 @@
 //! A request that is refused has changed nothing. No slot of KVM changes on the thread that asks and looks. What the guest can reach is what there is, and the sums agree. In the end, when guest and
 //! host do what they should, every resize comes to its end and both sides have the same.
 
-use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+mod driver;
+mod paper_host;
+mod seeds;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::thread;
@@ -32,28 +33,23 @@ use std::time::Duration;
 
 use husk::api::Resize;
 use husk::config::MemoryConfig;
-use husk::kvm::KvmError;
-use husk::machine::resize::{DimmPlug, Dimms, MemoryParts, MemoryResize, Resizes, Vcpus, dimm_slots};
+use husk::machine::resize::{DimmPlug, Dimms, MemoryParts, MemoryResize, Resizes, dimm_slots};
 use husk::machine::{MachineSize, TargetSize};
-use husk::memory::{AddressSpace, Blocks, Slots};
-use husk_devices::memory::GuestRegionMmap;
+use husk::memory::{AddressSpace, Blocks};
 use husk_devices::{BusDevice, Irq};
 use husk_hotplug::bank::{Bank, SlotKind};
 use husk_hotplug::ged::GedNotifier;
 use husk_hotplug::slot::State;
-use husk_hotplug::{Hotplug, Plug, PlugError};
+use husk_hotplug::{Hotplug, Plug};
 use husk_virtio::balloon::{Balloon, BalloonConfig};
-use husk_virtio::device::{Activation, Handler, VirtioDevice, Watch};
+use husk_virtio::device::VirtioDevice;
 use husk_virtio::mem::{Mem, MemConfig};
-use husk_virtio::ring::{Notify, Ring, RingState};
-use vm_memory::GuestMemoryRegion;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::Seeds;
-use crate::guest::memory;
-use crate::op::{readable, writable};
-use crate::queue::Queue;
-use crate::script::{Recorder, Script};
+use crate::script::Script;
+use driver::Driver;
+use paper_host::{Kvm, Paper, as_main};
+pub use seeds::seeds;
 
 const MIB: u64 = 1 << 20;
 /// Little, so that DIMMs are small, and the address sanitizer has little to keep account of.
@@ -77,19 +73,6 @@ const LOOKS: usize = 100_000;
 /// Between two of them.
 const PAUSE: Duration = Duration::from_micros(100);
 
-thread_local! {
-    /// The thread may wait for nobody at present.
-    static IS_MAIN: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Does what the main thread does.
-fn as_main<T>(act: impl FnOnce() -> T) -> T {
-    IS_MAIN.set(true);
-    let done = act();
-    IS_MAIN.set(false);
-    done
-}
-
 /// Registers of a bank.
 const EJCT: u64 = 0x04;
 const SIGN: u64 = 0x08;
@@ -110,86 +93,6 @@ pub fn run(input: &[u8]) {
         machine.check();
     }
     machine.end();
-}
-
-/// The slots of KVM.
-#[derive(Default)]
-struct Kvm {
-    taken: Mutex<BTreeMap<u32, (u64, u64)>>,
-    refuses: AtomicBool,
-    keeps: AtomicBool,
-}
-
-impl Slots for Kvm {
-    fn map(&self, slot: u32, region: &Arc<GuestRegionMmap>) -> Result<(), KvmError> {
-        assert!(!IS_MAIN.get(), "the main thread adds slot {slot}");
-        unless(&self.refuses)?;
-        let (base, bytes) = (region.start_addr().0, region.len());
-        let mut taken = self.taken.lock().unwrap();
-        let apart = taken.values().all(|(at, len)| at + len <= base || base + bytes <= *at);
-        assert!(apart, "{bytes} bytes at {base:#x} are there already");
-        assert_eq!(taken.insert(slot, (base, bytes)), None, "slot {slot} is taken");
-        Ok(())
-    }
-
-    fn unmap(&self, slot: u32) -> Result<(), KvmError> {
-        assert!(!IS_MAIN.get(), "the main thread removes slot {slot}");
-        unless(&self.keeps)?;
-        self.taken.lock().unwrap().remove(&slot).expect("a slot in use");
-        Ok(())
-    }
-}
-
-fn unless(broken: &AtomicBool) -> Result<(), KvmError> {
-    match broken.load(Ordering::Relaxed) {
-        true => Err(KvmError::Refused {
-            what: "do it".into(),
-            source: io::ErrorKind::OutOfMemory.into(),
-        }),
-        false => Ok(()),
-    }
-}
-
-/// vCPUs on paper.
-#[derive(Default)]
-struct Paper {
-    there: BTreeSet<u32>,
-    cannot_create: bool,
-}
-
-impl Plug for Paper {
-    type Unit = ();
-
-    fn create(&mut self, slot: u32, (): ()) -> Result<(), PlugError> {
-        if self.cannot_create {
-            return Err(PlugError {
-                what: format!("add vCPU {slot}"),
-                source: "the script says so".into(),
-            });
-        }
-        assert!(self.there.insert(slot), "vCPU {slot} comes twice");
-        Ok(())
-    }
-
-    fn destroy(&mut self, slot: u32) -> Result<(), PlugError> {
-        assert_ne!(slot, 0, "the first vCPU is there for good");
-        assert!(self.there.remove(&slot), "vCPU {slot} goes twice");
-        Ok(())
-    }
-}
-
-impl Vcpus for Paper {
-    fn max(&self) -> u32 {
-        VCPUS
-    }
-
-    fn is_online(&self, id: u32) -> bool {
-        self.there.contains(&id)
-    }
-
-    fn is_starting(&self, _: u32) -> bool {
-        false
-    }
 }
 
 struct Machine {
@@ -529,152 +432,4 @@ impl Machine {
             driver.stop();
         }
     }
-}
-
-/// A driver of virtio-mem with one request under way at a time.
-struct Driver {
-    queue: Queue,
-    handler: Box<dyn Handler>,
-}
-
-impl Driver {
-    fn start(mem: &mut Mem) -> Self {
-        let ram = memory();
-        let queue = Queue::new(&ram, 0x1000, 16, 16);
-        let state = RingState {
-            index: 0,
-            queue: queue.state,
-        };
-        let ring = Ring::new(state, queue.kick.clone(), Notify::new(|| ()), ram.clone()).unwrap();
-        let activation = Activation {
-            mem: ram,
-            features: u64::MAX,
-            rings: vec![Some(ring)],
-            config_changed: Notify::new(|| ()),
-        };
-        let handler = mem.start(activation).unwrap().remove(0);
-        Self { queue, handler }
-    }
-
-    fn ask(&mut self, request: u8, gpa: u64, blocks: u16) {
-        let mut bytes = [0; 24];
-        bytes[0] = request & 3;
-        bytes[8..16].copy_from_slice(&gpa.to_le_bytes());
-        bytes[16..18].copy_from_slice(&blocks.to_le_bytes());
-        self.queue.add(&[readable(0, &bytes), writable(1, 10)], false);
-        self.handler.wake(0, &mut Unwatched).unwrap();
-    }
-
-    fn stop(self) {
-        self.handler.stop();
-    }
-}
-
-struct Unwatched;
-
-impl Watch for Unwatched {
-    fn readable(&mut self, _: RawFd, _: u32) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn forget(&mut self, _: RawFd) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-pub fn seeds() -> Seeds {
-    let numbers = |to: &mut Recorder, vcpus: u8, mib: u16| {
-        to.u8(1).u8(3).u8(vcpus).u16(mib).u8(0);
-    };
-    // Up, down and up again, by a guest that answers.
-    let mut sizes = Recorder::default();
-    sizes.u8(0);
-    for (vcpus, mib) in [
-        (4, 576),
-        (1, 64),
-        (3, 320),
-        (6, 1088),
-        (2, 1),
-        (0, 64),
-        (7, 64),
-        (1, 1200),
-    ] {
-        numbers(&mut sizes, vcpus, mib);
-        sizes.u8(13).u8(2).u8(13).u8(2);
-    }
-    // Reversed before the guest has heard, after it has, and while the host fails.
-    let mut reversed = Recorder::default();
-    reversed.u8(0);
-    numbers(&mut reversed, 4, 272);
-    numbers(&mut reversed, 2, 144);
-    numbers(&mut reversed, 1, 16);
-    for broken in [4, 1] {
-        reversed.u8(12).u8(broken);
-        numbers(&mut reversed, 4, 272);
-    }
-    reversed.u8(12).u8(0);
-    numbers(&mut reversed, 4, 272);
-    reversed.u8(3).u8(0).u8(3).u8(1).u8(12).u8(2);
-    numbers(&mut reversed, 1, 16);
-    reversed
-        .u8(5)
-        .u8(0)
-        .u8(3)
-        .u8(2)
-        .u8(4)
-        .u8(1)
-        .u8(0)
-        .u16(1)
-        .u8(0x81)
-        .u8(2)
-        .u8(12)
-        .u8(0)
-        .u8(2);
-    // By virtio-mem: its driver comes, does less than it should, and goes.
-    let mut blocks = Recorder::default();
-    blocks.u8(1).u8(9);
-    numbers(&mut blocks, 1, 272);
-    blocks
-        .u8(10)
-        .u8(PLUG)
-        .u16(0)
-        .u16(64)
-        .u8(2)
-        .u8(10)
-        .u8(PLUG)
-        .u16(100)
-        .u16(64)
-        .u8(2)
-        .u8(9);
-    numbers(&mut blocks, 1, 400);
-    blocks.u8(13).u8(2).u8(9);
-    numbers(&mut blocks, 1, 16);
-    blocks
-        .u8(10)
-        .u8(1)
-        .u16(10)
-        .u16(20)
-        .u8(10)
-        .u8(UNPLUG_ALL)
-        .u16(0)
-        .u16(0)
-        .u8(2);
-    let mut bodies = Recorder::default();
-    bodies.u8(1);
-    for body in [
-        r#"{"desired_vcpus":2,"desired_ram":201326592}"#,
-        r#"{"desired_balloon":33554432}"#,
-        r#"{"desired_ram":18446744073709551615,"desired_balloon":1}"#,
-        r#"{"desired_ram":1024,"desired_vcpus":null}"#,
-        r#"{"desired_vcpus":4294967295}"#,
-        "{}",
-    ] {
-        bodies.u8(0).bytes(body.as_bytes()).u8(2).u8(11).u32(8192);
-    }
-    vec![
-        ("sizes", sizes.take()),
-        ("reversed", reversed.take()),
-        ("blocks", blocks.take()),
-        ("bodies", bodies.take()),
-    ]
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{
+use super::opcodes::{
     COPY_FILE_RANGE, CREATE, DESTROY, FALLOCATE, FORGET, LINK, LOOKUP, MKDIR, MKNOD, OPEN, OPENDIR, READ, READDIRPLUS,
     RELEASE, RELEASEDIR, SETATTR, SYMLINK, TMPFILE, WRITE,
 };
