@@ -66,10 +66,10 @@ pub fn ensure_tools(host: Host) -> Result<()> {
             arguments.push(tool.package);
         }
     }
-    progress::say(&format!("installing what is missing: {programs}"));
     let by_hand = format!("sudo apt-get update && sudo {}", arguments.join(" "));
     let sudo = || anyhow!("{programs} missing, and this user cannot install packages. Run:\n  {by_hand}");
     let prefix = root_prefix().ok_or_else(sudo)?;
+    progress::say(&format!("installing what is missing: {programs}"));
     update(prefix)?;
     as_root(prefix, &arguments).with_context(|| format!("cannot install {programs}; try by hand:\n  {by_hand}"))
 }

@@ -23,6 +23,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+/// Makes the folder, and sees to it that this user can make files there: it may be another's.
+fn claim(state: &Path) -> Result<()> {
+    let what = || {
+        let folder = state.display();
+        format!("cannot make files in {folder}, the folder of the lab: CARGO_TARGET_DIR may name another")
+    };
+    fs::create_dir_all(state).with_context(what)?;
+    tempfile::tempfile_in(state).map(drop).with_context(what)
+}
+
 /// What the names of things in the making begin with.
 pub const PART: &str = ".part-";
 
@@ -40,7 +50,7 @@ impl Lab {
     ///
     /// # Errors
     ///
-    /// The state folder cannot be created.
+    /// The state folder cannot be created or written to.
     pub fn open() -> Result<Self> {
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
         let workspace = manifest
@@ -56,7 +66,7 @@ impl Lab {
             workspace,
             state: target.join("lab"),
         };
-        fs::create_dir_all(&lab.state).with_context(|| format!("cannot create {}", lab.state.display()))?;
+        claim(&lab.state)?;
         lab.remove_stale_runs();
         lab.remove_stale_parts();
         Ok(lab)
@@ -173,6 +183,18 @@ mod tests {
         .unwrap_err();
         assert_eq!(fs::read_to_string(folder.join("a")).unwrap(), "old");
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_that_takes_no_files_is_named_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        claim(&folder.path().join("target/lab")).unwrap();
+        // Nobody may make files there, not even root: one that is there, and one that is not.
+        for state in ["/proc/self", "/proc/lab"] {
+            let said = claim(Path::new(state)).unwrap_err().to_string();
+            assert!(said.contains(state) && said.contains("CARGO_TARGET_DIR"), "{said}");
+        }
+        assert_eq!(fs::read_dir(folder.path().join("target/lab")).unwrap().count(), 0);
     }
 
     #[test]
