@@ -21,6 +21,7 @@ struct State {
 
 #[derive(Default)]
 struct Running {
+    programs: usize,
     tests: usize,
     verdicts: usize,
     /// Failures that the user has been told of.
@@ -38,26 +39,27 @@ impl ProgressBoard {
         Self(Mutex::new(state))
     }
 
-    /// A program of so many tests begins.
-    pub fn begin(&self, program: &str, tests: usize) {
+    /// So many programs with so many tests begin in one host, and are called this.
+    pub fn begin(&self, batch: &str, programs: usize, tests: usize) {
         let running = Running {
+            programs,
             tests,
             ..Running::default()
         };
-        self.state().running.insert(program.into(), running);
+        self.state().running.insert(batch.into(), running);
     }
 
-    /// A program is as far as `tally` has read it. A failure that is new is said at once.
-    pub fn tell(&self, program: &str, tally: &Tally) {
-        for failure in self.news(program, tally) {
+    /// They are as far as `tally` has read them. A failure that is new is said at once.
+    pub fn tell(&self, batch: &str, tally: &Tally) {
+        for failure in self.news(batch, tally) {
             progress::say(&format!("failed: {failure}"));
         }
     }
 
     /// The failures that nobody was told of.
-    fn news(&self, program: &str, tally: &Tally) -> Vec<String> {
+    fn news(&self, batch: &str, tally: &Tally) -> Vec<String> {
         let mut state = self.state();
-        let Some(running) = state.running.get_mut(program) else {
+        let Some(running) = state.running.get_mut(batch) else {
             return Vec::new();
         };
         running.verdicts = tally.verdicts;
@@ -67,11 +69,11 @@ impl ProgressBoard {
         new
     }
 
-    /// A program has ended.
-    pub fn end(&self, program: &str) {
+    /// They have ended.
+    pub fn end(&self, batch: &str) {
         let mut state = self.state();
-        if let Some(running) = state.running.remove(program) {
-            state.ended += 1;
+        if let Some(running) = state.running.remove(batch) {
+            state.ended += running.programs;
             state.behind += running.tests;
         }
     }
@@ -110,8 +112,8 @@ mod tests {
     #[test]
     fn the_line_says_what_runs_and_what_is_done() {
         let board = ProgressBoard::new([3, 5].into_iter());
-        board.begin("boot", 3);
-        board.begin("fs", 5);
+        board.begin("boot", 1, 3);
+        board.begin("fs", 1, 5);
         let mut tally = Tally::default();
         for line in ["running 3 tests", "test a ... ok", "test b ... ok"] {
             tally.line(line);
@@ -125,9 +127,18 @@ mod tests {
     }
 
     #[test]
+    fn programs_of_one_host_end_together() {
+        let board = ProgressBoard::new([3, 5, 1].into_iter());
+        board.begin("boot, fs", 2, 8);
+        assert_eq!(board.line(), ", 0 of 3 programs, 0 of 9 tests; now boot, fs 0/8");
+        board.end("boot, fs");
+        assert_eq!(board.line(), ", 2 of 3 programs, 8 of 9 tests");
+    }
+
+    #[test]
     fn a_failure_is_news_once() {
         let board = ProgressBoard::new([3].into_iter());
-        board.begin("boot", 3);
+        board.begin("boot", 1, 3);
         let mut tally = Tally::default();
         tally.name_program("boot");
         for line in ["running 3 tests", "test a ... FAILED"] {

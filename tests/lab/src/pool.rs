@@ -1,7 +1,7 @@
-//! Test programs in emulated hosts: several hosts at a time, one program in each.
+//! Test programs in emulated hosts: several hosts at a time, in each one program, or a few short ones.
 //!
 //! A host has one processor and QEMU one thread for it, since QEMU's threads do not always agree in time on code that a kernel rewrites
-//! while it runs. So as many hosts as this machine has processors share the work, and a program can have no other program's
+//! while it runs. So as many hosts as this machine has processors share the work, and a program that takes long can have no other program's
 //! remains before it. What a program prints is shown in one piece when it has ended; which run, how far they are, and what has failed is
 //! seen before ([`ProgressBoard`]).
 
@@ -35,6 +35,9 @@ const MOST: usize = 4;
 /// What a test takes, most of it the boot of its guest: 7 s on two processors of 2026.
 const SECONDS_A_TEST: usize = 8;
 
+/// Programs that take no longer than this together share a host, whose boot takes 10 s.
+const SHARED_SECONDS: usize = 120;
+
 /// Programs whose tests take longer, or have no guest, and what all of them took there.
 const SECONDS: [(&str, usize); 13] = [
     ("resize_memory", 740),
@@ -65,11 +68,11 @@ pub fn run(emulator: &Emulator, programs: &[Built], filter: Option<&str>, report
         report.tally.add(part.tally);
         return Ok(held);
     }
-    let mut waiting: Vec<&Built> = programs.iter().collect();
-    waiting.sort_by_cached_key(|program| seconds(program));
+    let mut waiting = batches(programs);
+    waiting.sort_by_key(|batch| batch.seconds);
     let hosts = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MOST);
     let board = Arc::new(ProgressBoard::new(
-        waiting.iter().map(|program| tests_in(program).len()),
+        programs.iter().map(|program| tests_in(program).len()),
     ));
     let ticker = Ticker::with(
         &format!("{} test programs in emulated hosts, {hosts} at a time", programs.len()),
@@ -83,16 +86,51 @@ pub fn run(emulator: &Emulator, programs: &[Built], filter: Option<&str>, report
     thread::scope(|scope| {
         for _ in 0..hosts {
             scope.spawn(|| {
-                while let Some(program) = next(&waiting) {
-                    let ended = beyond_doubt(emulator, program, &board);
+                while let Some(batch) = next(&waiting) {
+                    let ended = beyond_doubt(emulator, &batch, &board);
                     let (report, held) = &mut *lock(&all);
-                    *held &= conclude(program, ended, report);
+                    *held &= conclude(&batch, ended, report);
                 }
             });
         }
     });
     ticker.end("");
     Ok(lock(&all).1)
+}
+
+/// Programs that run one after another in one host.
+#[derive(Debug)]
+struct Batch<'a> {
+    programs: Vec<&'a Built>,
+    /// About how long they take.
+    seconds: usize,
+}
+
+impl Batch<'_> {
+    fn name(&self) -> String {
+        let names: Vec<&str> = self.programs.iter().map(|program| program.name.as_str()).collect();
+        names.join(", ")
+    }
+}
+
+/// Which programs share a host: those that take little longer than its boot.
+fn batches(programs: &[Built]) -> Vec<Batch<'_>> {
+    let mut shortest_first: Vec<(usize, &Built)> = programs.iter().map(|program| (seconds(program), program)).collect();
+    shortest_first.sort_by_key(|(seconds, _)| *seconds);
+    let mut batches: Vec<Batch<'_>> = Vec::new();
+    for (seconds, program) in shortest_first {
+        match batches.last_mut() {
+            Some(batch) if batch.seconds + seconds <= SHARED_SECONDS => {
+                batch.programs.push(program);
+                batch.seconds += seconds;
+            }
+            _ => batches.push(Batch {
+                programs: vec![program],
+                seconds,
+            }),
+        }
+    }
+    batches
 }
 
 /// About how long `program` takes: what is long must begin early, or one host works on it alone in the end.
@@ -102,7 +140,7 @@ fn seconds(program: &Built) -> usize {
 }
 
 /// What is left to do, the longest first: the others fill the gaps at the end.
-fn next<'a>(waiting: &Mutex<Vec<&'a Built>>) -> Option<&'a Built> {
+fn next<'a>(waiting: &Mutex<Vec<Batch<'a>>>) -> Option<Batch<'a>> {
     if sys::interrupted() {
         return None;
     }
@@ -124,8 +162,8 @@ pub fn with_tests(mut programs: Vec<Built>, filter: Option<&str>) -> Vec<Built> 
     programs
 }
 
-/// Shows and counts how a program ended; whether its tests held.
-fn conclude(program: &Built, ended: Result<(Report<Vec<u8>>, bool)>, report: &mut Report<Stdout>) -> bool {
+/// Shows and counts how programs ended; whether their tests held.
+fn conclude(batch: &Batch<'_>, ended: Result<(Report<Vec<u8>>, bool)>, report: &mut Report<Stdout>) -> bool {
     progress::interrupt();
     match ended {
         Ok((part, held)) => {
@@ -134,7 +172,7 @@ fn conclude(program: &Built, ended: Result<(Report<Vec<u8>>, bool)>, report: &mu
             held
         }
         Err(error) => {
-            let failure = format!("{}: {error:#}", program.name);
+            let failure = format!("{}: {error:#}", batch.name());
             progress::say(&failure);
             report.tally.failures.push(failure);
             false
@@ -142,20 +180,22 @@ fn conclude(program: &Built, ended: Result<(Report<Vec<u8>>, bool)>, report: &mu
     }
 }
 
-/// What the tests of `program` printed and whether they held, those that did not in another host once more, and in a third one. What kills
+/// What the tests of a batch printed and whether they held, those that did not in another host once more, and in a third one. What kills
 /// an emulated host can also kill a guest in it, and then a test fails that has found nothing; what fails each time has.
-fn beyond_doubt(emulator: &Emulator, program: &Built, board: &ProgressBoard) -> Result<(Report<Vec<u8>>, bool)> {
-    let whole = request([program].into_iter(), &[])?;
-    board.begin(&program.name, tests_in(program).len());
-    let tell = |tally: &Tally| board.tell(&program.name, tally);
-    let ended = again_if_it_failed(emulator, program, &whole, &tell);
-    board.end(&program.name);
+fn beyond_doubt(emulator: &Emulator, batch: &Batch<'_>, board: &ProgressBoard) -> Result<(Report<Vec<u8>>, bool)> {
+    let (programs, name) = (&batch.programs, batch.name());
+    let whole = request(programs.iter().copied(), &[])?;
+    let tests = programs.iter().map(|program| tests_in(program).len()).sum();
+    board.begin(&name, programs.len(), tests);
+    let tell = |tally: &Tally| board.tell(&name, tally);
+    let ended = again_if_it_failed(emulator, programs, &whole, &tell);
+    board.end(&name);
     ended
 }
 
 fn again_if_it_failed(
     emulator: &Emulator,
-    program: &Built,
+    programs: &[&Built],
     whole: &Request,
     tell: &dyn Fn(&Tally),
 ) -> Result<(Report<Vec<u8>>, bool)> {
@@ -173,21 +213,34 @@ fn again_if_it_failed(
             "lab: in another emulated host, once more: {}",
             failed.join(", ")
         )?;
-        let exact: Option<Vec<String>> = failed
-            .iter()
-            .map(|failure| Some(format!("--exact={}", test_name(program, failure)?)))
-            .collect();
-        if exact.is_none() {
-            // The program died, and said nothing of its other tests: all of them again.
+        let request = if let Some((programs, exact)) = named(programs, &failed) {
+            request(programs.into_iter(), &exact)?
+        } else {
+            // A program died, and said nothing of its other tests: all of them again.
             report.tally = Tally::on(Host::Emulated);
-        }
-        let request = request([program].into_iter(), &exact.unwrap_or_default())?;
+            request(programs.iter().copied(), &[])?
+        };
         let again;
         (again, held) = in_some_host(emulator, &request, Vec::new, tell)?;
         report.out.extend(again.out);
         report.tally.add(again.tally);
     }
     Ok((report, held))
+}
+
+/// Those of `programs` that failures are about, and the options that run the tests that have failed; `None` if one is about more than a test.
+fn named<'a>(programs: &[&'a Built], failed: &[String]) -> Option<(Vec<&'a Built>, Vec<String>)> {
+    let mut concerned: Vec<&Built> = Vec::new();
+    let mut options = Vec::new();
+    for failure in failed {
+        let mut of = programs.iter().copied();
+        let (program, test) = of.find_map(|program| Some((program, test_name(program, failure)?)))?;
+        options.push(format!("--exact={test}"));
+        if !concerned.iter().any(|known| known.name == program.name) {
+            concerned.push(program);
+        }
+    }
+    Some((concerned, options))
 }
 
 /// The name of the test that a failure of `program` is about; `None` of the program itself.
@@ -273,21 +326,36 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_longest_begins_first_and_others_go_by_the_number_of_their_tests() {
-        let program = |name: &str| Built {
+    fn program(name: &str) -> Built {
+        Built {
             name: name.into(),
             path: "/nowhere".into(),
+        }
+    }
+
+    #[test]
+    fn what_is_short_shares_a_host_and_what_is_long_has_its_own() {
+        // What is unknown has as many tests as it says, and this one says nothing.
+        let programs = ["pod", "unknown", "shim", "husk_tests", "fs"].map(program);
+        let batches = batches(&programs);
+        let names: Vec<String> = batches.iter().map(Batch::name).collect();
+        assert_eq!(names, ["unknown, husk_tests, pod", "shim", "fs"]);
+        assert!(batches.is_sorted_by_key(|batch| batch.seconds));
+    }
+
+    #[test]
+    fn only_tests_that_failed_run_again_unless_a_program_died() {
+        let [boot, fs] = ["boot", "fs"].map(program);
+        let names = |failed: &[&str]| {
+            let failed: Vec<String> = failed.iter().map(|name| (*name).into()).collect();
+            let (programs, options) = named(&[&boot, &fs], &failed)?;
+            let programs: Vec<String> = programs.iter().map(|program| program.name.clone()).collect();
+            Some((programs.join(" "), options.join(" ")))
         };
-        let mut waiting = [
-            program("pod"),
-            program("unknown"),
-            program("shim"),
-            program("husk_tests"),
-        ];
-        waiting.sort_by_cached_key(seconds);
-        let order = waiting.map(|program| program.name);
-        assert_eq!(order, ["unknown", "husk_tests", "pod", "shim"], "taken from the end");
+        let of = |programs: &str, options: &str| Some((programs.into(), options.into()));
+        assert_eq!(names(&["fs: a", "fs: b"]), of("fs", "--exact=a --exact=b"));
+        assert_eq!(names(&["fs: a", "boot: b"]), of("fs boot", "--exact=a --exact=b"));
+        assert_eq!(names(&["fs: a", "boot (died before its summary)"]), None);
     }
 
     #[test]
