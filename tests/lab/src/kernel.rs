@@ -100,7 +100,7 @@ impl Kernel {
     /// What is kept of the package.
     fn recipe(&self) -> String {
         format!(
-            "{:?} {:?} {:?} {:?} {:?}\n",
+            "{:?} {:?} {:?} {:?} {:?}, without signatures\n",
             self.guest_modules, self.pod_modules, self.later_modules, self.host_modules, self.host_later_modules
         )
     }

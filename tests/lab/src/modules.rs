@@ -15,7 +15,7 @@ pub fn plain_name(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// Copies the modules `wanted`, and all they depend on, decompressed from the tree of a package to `folder`.
+/// Copies the modules `wanted`, and all they depend on, decompressed and without signatures from the tree of a package to `folder`.
 ///
 /// # Errors
 ///
@@ -26,10 +26,28 @@ pub fn unpack<'a>(tree: &Path, wanted: impl Iterator<Item = &'a str>, folder: &P
     let load = |name: &str| files.get(name).map(|path| decompress(path)).transpose();
     fs::create_dir_all(folder)?;
     for (name, content) in in_loading_order(wanted, &load)? {
-        fs::write(folder.join(format!("{name}.ko")), content)?;
+        fs::write(folder.join(format!("{name}.ko")), without_signature(&content))?;
     }
     Ok(())
 }
+
+/// A module without its signature, which a kernel checks if there is one: it sums the whole module for that, at each load.
+///
+/// | at the end of a module | bytes |
+/// |---|---|
+/// | the signature | as the next field says |
+/// | `struct module_signature` (include/linux/module_signature.h), whose last field is the signature's length, big-endian | 12 |
+/// | [`SIGNED`] | 28 |
+fn without_signature(module: &[u8]) -> &[u8] {
+    let unsigned = || {
+        let (rest, length) = module.strip_suffix(SIGNED)?.split_last_chunk()?;
+        let rest = rest.get(..rest.len().checked_sub(8)?)?;
+        rest.get(..rest.len().checked_sub(u32::from_be_bytes(*length) as usize)?)
+    };
+    unsigned().unwrap_or(module)
+}
+
+const SIGNED: &[u8] = b"~Module signature appended~\n";
 
 /// Maps the plain names of all modules below `folder` to their files.
 fn index(folder: &Path, files: &mut HashMap<String, PathBuf>) -> Result<()> {
@@ -157,6 +175,19 @@ mod tests {
                 .to_string()
                 .contains("depends on itself")
         );
+    }
+
+    #[test]
+    fn a_signature_is_left_out_and_nothing_else() {
+        let signed = |content: &[u8], length: u32| {
+            let end = [&[1, 2, 3, 0, 0, 0, 0, 0], &length.to_be_bytes()[..], SIGNED];
+            [content, &end.concat()].concat()
+        };
+        assert_eq!(without_signature(&signed(b"modulesignature", 9)), b"module");
+        assert_eq!(without_signature(&signed(b"signature", 9)), b"");
+        for other in [&b"module"[..], SIGNED, &signed(b"module", 7), b""] {
+            assert_eq!(without_signature(other), other);
+        }
     }
 
     #[test]
