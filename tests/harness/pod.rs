@@ -34,8 +34,8 @@ use launch::{await_ping, command, read_to, spawn};
 /// How long anything of a pod may take: the shims' windows, and as much more as an emulated host on a busy machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
-/// How often both shims dial the agent.
-const DIAL_POLL: Duration = Duration::from_millis(10);
+/// How often the agent is dialled. The shims do so every 10 ms; while an emulated host boots a guest, a tenth of its only processor would go into that.
+const DIAL_POLL: Duration = Duration::from_millis(50);
 
 /// A running VMM, with the VM that was asked of it. It is killed when this is dropped.
 #[derive(Debug)]
@@ -230,7 +230,7 @@ impl Pod {
         Ok(self.agent()?.0)
     }
 
-    /// Dials the agent as the shims do, every 10 ms until it answers; the number of refusals before.
+    /// Dials the agent until it answers, as the shims do, but less often; the number of refusals before.
     ///
     /// # Errors
     ///
