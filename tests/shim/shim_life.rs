@@ -235,8 +235,10 @@ fn an_image_pod_of_the_rust_shim_with_debug() {
 
 #[test]
 fn an_initrd_pod_of_the_go_shim_with_debug() {
+    // The line of the kernel's version is a notice.
     let output = live(Shape {
         debug: true,
+        kernel_params: "loglevel=6".into(),
         ..initrd(Shim::Go)
     });
     assert!(
@@ -254,6 +256,7 @@ fn an_image_pod_of_the_go_shim_whose_files_husk_serves() {
 fn a_pod_with_the_older_kernel() {
     live(Shape {
         debug: true,
+        kernel_params: "loglevel=6".into(),
         ..of_kernel(Shim::Rust, "6.1")
     });
 }
@@ -268,9 +271,10 @@ fn the_guests_own_end_is_the_vmms() {
         (Step::Panic, true, 4, "panic"),
     ] {
         let folder = folder();
-        // With a console, on which the panic has its words.
+        // With a console, on which the panic has its words, and the boot none: each byte leaves the guest.
         let shape = Shape {
             debug: true,
+            kernel_params: "loglevel=4".into(),
             ..initrd(Shim::Rust)
         };
         let launch = Launch {

@@ -15,6 +15,7 @@ fn the_vmm_outlives_its_shim_and_obeys_another_one() {
     let folder = folder();
     let shape = Shape {
         debug: true,
+        kernel_params: "loglevel=5".into(),
         ..initrd(Shim::Rust)
     };
     let mut pod = Pod::launch(shape, folder.path()).unwrap();
@@ -23,7 +24,7 @@ fn the_vmm_outlives_its_shim_and_obeys_another_one() {
     // The kernel closes a dead shim's ends: the pipes, the connection to the API, the one to the agent.
     let orphan = pod.abandon();
     for _ in 0..20 {
-        // Each of these is a line on the serial port, which leads to a pipe that nobody reads.
+        // Each of these is a warning, and a line on the serial port, which leads to a pipe that nobody reads.
         agent.run(&["sh", "-c", "echo to nobody > /dev/kmsg"]).unwrap();
     }
     agent.must(&Call::step(&Step::Report)).unwrap();
