@@ -49,8 +49,6 @@ pub fn run(arguments: &LifeArgs) -> Result<()> {
         share: Some(server.socket().into()),
         vcpus: CPUS,
         memory_mib: MEMORY_MIB,
-        // As Kata's kernels are configured, which give memory back seven times as fast.
-        kernel_params: "init_on_alloc=0".into(),
         ..Shape::new(
             Shim::Rust,
             arguments.guest.join("vmlinux"),

@@ -199,8 +199,7 @@ fn shape() -> Shape {
     Shape {
         debug: true,
         memory_mib: MEMORY_MIB,
-        // Kata configures its guest kernels so. Debian's zero each page before a block of memory goes.
-        kernel_params: "quiet init_on_alloc=0".into(),
+        kernel_params: "quiet".into(),
         ..Shape::new(Shim::Rust, folder.join("vmlinux"), folder.join("pod.cpio"))
     }
 }

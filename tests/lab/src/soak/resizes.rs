@@ -138,8 +138,6 @@ impl Subject {
         let shape = Shape {
             share: Some(socket),
             memory_mib: MEMORY_MIB,
-            // As Kata's kernels are configured. Debian's writes zeroes to all memory before it goes.
-            kernel_params: "init_on_alloc=0".into(),
             ..Shape::new(Shim::Rust, guest.join("vmlinux"), guest.join("pod.cpio"))
         };
         let mut pod = Pod::launch(shape, folder)?;
