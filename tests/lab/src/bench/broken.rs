@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use husk_tests::pod::AgentTimeout;
 use husk_tests::processor_time::{processor_ticks, stat_of};
 
-use super::ledger::{GUESTS, Life};
+use super::work_queue::{GUESTS, Life};
 
 /// By how much a life begins later for each guest that was given up before it. Counted time repeats itself, so without that the next
 /// guest would break just as the last one. Its multiples fall everywhere between two ticks of the host's clock.

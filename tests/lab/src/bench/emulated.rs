@@ -14,10 +14,10 @@ use serde::de::DeserializeOwned;
 pub use super::inside::{MeasureArgs, measure};
 
 use super::inside::Plan;
-use super::ledger::{Ledger, Life};
 use super::rounds::{self, FigureDef};
 use super::subject::{Kind, Subject};
 use super::wire::{Line, Lines};
+use super::work_queue::{Life, WorkQueue};
 use super::{Results, forecast, portable};
 use crate::build::Programs;
 use crate::emulator::{Emulator, Lost, Request, Timing};
@@ -112,7 +112,7 @@ impl<T: DeserializeOwned> Session<'_, T> {
         }
         let emulator = Emulator::prepare(lab, &programs)?;
         let mut measuring = Measuring::new(name, &there, self.extent, &self.parts, self.figure_defs);
-        let what = format!("{name}: {} lives in emulated hosts", measuring.ledger.all());
+        let what = format!("{name}: {} lives in emulated hosts", measuring.work_queue.all());
         progress::step(&what, || {
             measuring.carry_out(&mut |lives, given_up, progress, output| {
                 let plan = Plan {
@@ -182,7 +182,7 @@ struct Measuring<T: 'static> {
     name: &'static str,
     patience: Duration,
     figure_defs: &'static [FigureDef<T>],
-    ledger: Ledger<T>,
+    work_queue: WorkQueue<T>,
     begun: Instant,
 }
 
@@ -198,7 +198,7 @@ impl<T: DeserializeOwned> Measuring<T> {
             name,
             patience: extent.patience,
             figure_defs,
-            ledger: Ledger::new(subjects.iter().map(|subject| subject.kind), extent.runs, parts),
+            work_queue: WorkQueue::new(subjects.iter().map(|subject| subject.kind), extent.runs, parts),
             begun: Instant::now(),
         }
     }
@@ -206,12 +206,12 @@ impl<T: DeserializeOwned> Measuring<T> {
     /// Gives hosts what is left to measure until nothing is.
     fn carry_out(&mut self, host: &mut Host) -> Result<()> {
         loop {
-            let lives = self.ledger.rest();
+            let lives = self.work_queue.rest();
             if lives.is_empty() {
                 return Ok(());
             }
             let progress = Arc::new(HostProgress::new(self.patience));
-            let given_up = u32::try_from(self.ledger.given_up().len())?;
+            let given_up = u32::try_from(self.work_queue.given_up().len())?;
             let (mut lines, mut last_line) = (Lines::default(), String::new());
             let ended = host(lives, given_up, &progress, &mut |bytes| {
                 lines.more(bytes, |line| {
@@ -221,7 +221,7 @@ impl<T: DeserializeOwned> Measuring<T> {
                 });
             });
             match ended {
-                Ok(_) if self.ledger.rest().is_empty() => {}
+                Ok(_) if self.work_queue.rest().is_empty() => {}
                 Ok(exit) => self.lose(&format!("ended before its lives did, with {exit}: {last_line}")),
                 Err(error) => match error.downcast_ref::<Lost>() {
                     Some(lost) if !sys::interrupted() => {
@@ -245,11 +245,11 @@ impl<T: DeserializeOwned> Measuring<T> {
                 return true;
             }
             Some(Line::Begins(life)) => {
-                self.ledger.begins(life);
+                self.work_queue.begins(life);
                 None
             }
             Some(Line::Broken(life, why)) => {
-                let kind = self.ledger.broken(life, why.clone());
+                let kind = self.work_queue.broken(life, why.clone());
                 kind.map(|kind| format!("{}: the emulation has broken its guest: {why}; once more", kind.name()))
             }
             Some(Line::Ended(life, outcome)) => {
@@ -257,7 +257,7 @@ impl<T: DeserializeOwned> Measuring<T> {
                     Ok(sample) => rounds::told(sample, self.figure_defs),
                     Err(why) => format!("failed: {why}"),
                 };
-                let kind = self.ledger.ended(life, outcome);
+                let kind = self.work_queue.ended(life, outcome);
                 kind.map(|kind| format!("{}: {what}; {}", kind.name(), self.how_far()))
             }
             None => Some(line.trim_start_matches("lab: ").to_string()),
@@ -270,11 +270,11 @@ impl<T: DeserializeOwned> Measuring<T> {
     }
 
     fn lose(&mut self, why: &str) {
-        let lost = match self.ledger.host_lost(why) {
+        let lost = match self.work_queue.host_lost(why) {
             Some(kind) => format!("a life of {} was under way", kind.name()),
             None => "no life was under way".into(),
         };
-        let (left, all) = (self.ledger.rest().len(), self.ledger.all());
+        let (left, all) = (self.work_queue.rest().len(), self.work_queue.all());
         let rest = match left {
             0 => String::new(),
             left => format!("; what is left, {left} of {all} lives, goes on in a new one"),
@@ -284,12 +284,12 @@ impl<T: DeserializeOwned> Measuring<T> {
 
     /// How many lives are done, and about how long the others take.
     fn how_far(&self) -> String {
-        let (left, all) = (self.ledger.rest().len(), self.ledger.all());
+        let (left, all) = (self.work_queue.rest().len(), self.work_queue.all());
         forecast::how_far(all.saturating_sub(left), left, self.begun.elapsed())
     }
 
     fn results(self) -> Results {
-        let (samples, given_up) = self.ledger.into_parts();
+        let (samples, given_up) = self.work_queue.into_parts();
         let mut results = rounds::summarise(self.name, &samples, self.figure_defs);
         results.given_up = given_up;
         results

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::*;
-use crate::bench::ledger::GivenUp;
+use crate::bench::work_queue::GivenUp;
 use crate::watched::{self, Limits};
 
 const FIGURE_DEFS: [FigureDef<f64>; 1] = [("exit_virtual_ms", "ms", |sample| *sample)];

@@ -12,9 +12,9 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::emulated::Profile;
-use super::ledger::Life;
 use super::subject::Subject;
 use super::wire::Line;
+use super::work_queue::Life;
 use super::{boot, broken, disk, folder, net, resize, vsock};
 
 /// How often the host's clock is told, in counted time.

@@ -24,7 +24,6 @@ mod folder;
 mod footprint;
 mod forecast;
 mod inside;
-mod ledger;
 mod measure;
 mod net;
 mod net_host;
@@ -38,6 +37,7 @@ mod scripted;
 mod subject;
 mod vsock;
 mod wire;
+mod work_queue;
 
 use std::fs;
 use std::path::PathBuf;
@@ -52,8 +52,8 @@ use emulated::Extent;
 pub use emulated::{MeasureArgs, measure};
 use figures::Figure;
 use forecast::Forecast;
-use ledger::GivenUp;
 use subject::{Kind, Subject};
+use work_queue::GivenUp;
 
 use crate::emulator::Timing;
 use crate::paths::{self, Lab};

@@ -52,7 +52,7 @@ struct Entry {
 
 /// All lives of a profile.
 #[derive(Debug)]
-pub struct Ledger<T> {
+pub struct WorkQueue<T> {
     entries: Vec<Entry>,
     /// The life under way.
     current: Option<usize>,
@@ -62,7 +62,7 @@ pub struct Ledger<T> {
     given_up: Vec<GivenUp>,
 }
 
-impl<T> Ledger<T> {
+impl<T> WorkQueue<T> {
     /// Nothing done yet, of `runs` lives of each of `kinds` for each of `parts`; without parts, of those and one that does not count.
     pub fn new(kinds: impl IntoIterator<Item = Kind>, runs: u32, parts: &[usize]) -> Self {
         let samples: Vec<_> = kinds.into_iter().map(Samples::none).collect();
@@ -177,45 +177,45 @@ impl<T> Ledger<T> {
 mod tests {
     use super::*;
 
-    fn ledger() -> Ledger<u32> {
-        Ledger::new([Kind::Husk, Kind::QemuQ35], 1, &[])
+    fn work_queue() -> WorkQueue<u32> {
+        WorkQueue::new([Kind::Husk, Kind::QemuQ35], 1, &[])
     }
 
-    fn numbers(ledger: &Ledger<u32>) -> Vec<usize> {
-        ledger.rest().iter().map(|life| life.number).collect()
+    fn numbers(work_queue: &WorkQueue<u32>) -> Vec<usize> {
+        work_queue.rest().iter().map(|life| life.number).collect()
     }
 
     #[test]
     fn a_lost_host_costs_the_life_under_way_and_nothing_else() {
-        let mut ledger = ledger();
-        ledger.begins(0);
-        ledger.ended(0, Ok(10));
-        ledger.begins(1);
-        assert_eq!(ledger.host_lost("slept"), Some(Kind::QemuQ35));
-        assert_eq!(numbers(&ledger), [1, 2, 3]);
-        assert_eq!(ledger.rest()[0].broken, 1);
+        let mut work_queue = work_queue();
+        work_queue.begins(0);
+        work_queue.ended(0, Ok(10));
+        work_queue.begins(1);
+        assert_eq!(work_queue.host_lost("slept"), Some(Kind::QemuQ35));
+        assert_eq!(numbers(&work_queue), [1, 2, 3]);
+        assert_eq!(work_queue.rest()[0].broken, 1);
         let expected = GivenUp {
             kind: Kind::QemuQ35,
             why: "its emulated host slept".into(),
         };
-        assert_eq!(ledger.given_up(), [expected]);
+        assert_eq!(work_queue.given_up(), [expected]);
         for number in 1..4 {
-            ledger.begins(number);
-            ledger.ended(number, Ok(20));
+            work_queue.begins(number);
+            work_queue.ended(number, Ok(20));
         }
-        assert!(ledger.rest().is_empty());
-        assert_eq!(ledger.into_parts().0[0].values, [20]);
+        assert!(work_queue.rest().is_empty());
+        assert_eq!(work_queue.into_parts().0[0].values, [20]);
     }
 
     #[test]
     fn a_life_that_loses_every_host_ends_its_subject_only() {
-        let mut ledger = ledger();
+        let mut work_queue = work_queue();
         for _ in 0..GUESTS {
-            ledger.begins(0);
-            ledger.host_lost("slept");
+            work_queue.begins(0);
+            work_queue.host_lost("slept");
         }
-        assert_eq!(numbers(&ledger), [1, 2]);
-        let samples = ledger.into_parts().0;
+        assert_eq!(numbers(&work_queue), [1, 2]);
+        let samples = work_queue.into_parts().0;
         let expected = "given up after 8 attempts: its emulated host slept";
         assert_eq!(samples[0].failure.as_deref(), Some(expected));
         assert_eq!(samples[1].failure, None);
@@ -223,38 +223,38 @@ mod tests {
 
     #[test]
     fn hosts_that_never_come_to_a_life_end_everything_and_keep_the_samples() {
-        let mut ledger = ledger();
+        let mut work_queue = work_queue();
         for number in 0..3 {
-            ledger.begins(number);
-            ledger.ended(number, Ok(7));
+            work_queue.begins(number);
+            work_queue.ended(number, Ok(7));
         }
         for _ in 0..HOSTS {
-            assert!(!ledger.rest().is_empty());
-            ledger.host_lost("died");
+            assert!(!work_queue.rest().is_empty());
+            work_queue.host_lost("died");
         }
-        assert!(ledger.rest().is_empty());
-        let samples = ledger.into_parts().0;
+        assert!(work_queue.rest().is_empty());
+        let samples = work_queue.into_parts().0;
         assert!(samples.iter().all(|samples| samples.failure.is_some()));
         assert_eq!(samples[1].values, [7]);
     }
 
     #[test]
     fn lives_of_a_subject_that_failed_are_left_out() {
-        let mut ledger = ledger();
-        ledger.begins(0);
-        ledger.broken(0, "panic".into());
-        assert_eq!(ledger.ended(0, Err("no such option".into())), Some(Kind::Husk));
-        assert_eq!(numbers(&ledger), [1, 2]);
-        assert_eq!(ledger.given_up().len(), 1);
+        let mut work_queue = work_queue();
+        work_queue.begins(0);
+        work_queue.broken(0, "panic".into());
+        assert_eq!(work_queue.ended(0, Err("no such option".into())), Some(Kind::Husk));
+        assert_eq!(numbers(&work_queue), [1, 2]);
+        assert_eq!(work_queue.given_up().len(), 1);
     }
 
     #[test]
     fn what_an_unknown_life_says_is_ignored() {
-        let mut ledger = ledger();
-        assert_eq!(ledger.begins(99), None);
-        assert_eq!(ledger.broken(99, "?".into()), None);
-        assert_eq!(ledger.ended(99, Ok(1)), None);
-        assert_eq!(ledger.host_lost("died"), None);
-        assert_eq!(ledger.rest().len(), 4);
+        let mut work_queue = work_queue();
+        assert_eq!(work_queue.begins(99), None);
+        assert_eq!(work_queue.broken(99, "?".into()), None);
+        assert_eq!(work_queue.ended(99, Ok(1)), None);
+        assert_eq!(work_queue.host_lost("died"), None);
+        assert_eq!(work_queue.rest().len(), 4);
     }
 }
