@@ -17,7 +17,7 @@ use husk_tests::body::AGENT;
 use husk_tests::info::VmInfo;
 use husk_tests::pod::PATIENCE;
 use husk_tests::resize::Resizing;
-use husk_tests::{end_of, husk, kernel_file, kill};
+use husk_tests::{SHORT_BOOT, end_of, husk, kernel_file, kill};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -45,7 +45,7 @@ impl Sandbox {
         let annotations = json!({
             format!("{KATA}default_vcpus"): "1",
             format!("{KATA}default_memory"): "512",
-            format!("{KATA}kernel_params"): format!("quiet {AGENT}"),
+            format!("{KATA}kernel_params"): format!("quiet {SHORT_BOOT} {AGENT}"),
         });
         fs::write(&config, json!({"annotations": annotations}).to_string()).unwrap();
         let mut socket = std::ffi::OsString::from("socket=");

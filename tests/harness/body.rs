@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::SHORT_BOOT;
 use crate::api::Shim;
 
 /// What a shim was configured and asked to start.
@@ -35,10 +36,9 @@ pub struct Shape {
     pub kernel_params: String,
 }
 
-/// What makes the lab's initramfs the agent, on kernels with and without a console. The kernel is what Kata configures its own to be: it does not test
-/// its own cryptography, for which Debian's takes a quarter of its boot, and goes on beside its init; nor does it write zeroes to each page that it
-/// allocates, which Debian's does with all memory before it goes.
-pub const AGENT: &str = "cryptomgr.notests init_on_alloc=0 husk.console=null husk.do=agent";
+/// What makes the lab's initramfs the agent, on kernels with and without a console. The kernel writes no zeroes to pages that it allocates, as Kata
+/// configures its own; Debian's does, with all memory before it goes.
+pub const AGENT: &str = "init_on_alloc=0 husk.console=null husk.do=agent";
 
 /// The tag of a pod's share.
 pub const SHARE: &str = "kataShared";
@@ -129,7 +129,7 @@ impl Shape {
         let root = "root=/dev/vda1 rootflags=data=ordered,errors=remount-ro ro rootfstype=ext4";
         let console = if self.debug { "console=ttyS0,115200n8" } else { "quiet" };
         let common = "no_timer_check noreplace-smp";
-        let params = format!("{AGENT} {}", self.kernel_params);
+        let params = format!("{SHORT_BOOT} {AGENT} {}", self.kernel_params);
         let line = match self.shim {
             Shim::Rust => {
                 let log = if self.debug { "agent.log_vport=1025 " } else { "" };
@@ -204,13 +204,10 @@ mod tests {
     #[test]
     fn command_lines_are_those_of_the_shims() {
         let mut shape = Shape::new(Shim::Rust, "/k".into(), "/i".into());
-        assert_eq!(
-            shape.cmdline(),
-            "reboot=k panic=1 systemd.unit=kata-containers.target systemd.mask=systemd-networkd.service \
+        let expected = "reboot=k panic=1 systemd.unit=kata-containers.target systemd.mask=systemd-networkd.service \
              systemd.mask=systemd-networkd.socket quiet root=/dev/vda1 rootflags=data=ordered,errors=remount-ro ro \
-             rootfstype=ext4 no_timer_check noreplace-smp systemd.log_target=console agent.cdh_api_timeout=50 \
-             cryptomgr.notests init_on_alloc=0 husk.console=null husk.do=agent"
-        );
+             rootfstype=ext4 no_timer_check noreplace-smp systemd.log_target=console agent.cdh_api_timeout=50 ";
+        assert_eq!(shape.cmdline(), format!("{expected}{SHORT_BOOT} {AGENT}"));
         shape.debug = true;
         assert!(
             shape

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::guest::{Ended, Guest, Streams};
 use crate::pty::Pty;
-use crate::{husk, kernel_file};
+use crate::{SHORT_BOOT, husk, kernel_file};
 
 /// The variable that marks the VMM under test and whatever it starts: its value is unique to the test.
 pub const VMM: &str = "HUSK_UNDER_TEST";
@@ -159,11 +159,11 @@ impl Boot {
         self.folder.path()
     }
 
-    /// The kernel's command line. The kernel leaves its own tests of cryptography out, which take a quarter of its boot.
+    /// The kernel's command line.
     pub fn full_cmdline(&self) -> String {
         let (console, steps) = (self.guest_console, step::join(&self.steps));
         format!(
-            "console={console} quiet panic=-1 cryptomgr.notests husk.console={console} husk.do={steps}{}",
+            "console={console} quiet panic=-1 {SHORT_BOOT} husk.console={console} husk.do={steps}{}",
             self.more_cmdline
         )
     }

@@ -37,7 +37,7 @@ pub mod witness;
 pub use boot::{Boot, Image, Input, VMM};
 pub use end::{end_of, kill};
 pub use guest::{Ended, Guest, PATIENCE};
-pub use lab::{husk, kernel_file};
+pub use lab::{SHORT_BOOT, husk, kernel_file};
 pub use process::tap;
 pub use trace::Trace;
 pub use until::{found, until};

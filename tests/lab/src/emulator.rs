@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use husk_guest::job::{HEADER_BYTES, JOB_FILE, Job, Outcome};
+use husk_tests::SHORT_BOOT;
 
 use crate::build::Programs;
 use crate::command::{command, find, output};
@@ -34,8 +35,8 @@ const OUT: &str = "out";
 /// Rows and columns of a terminal that does not know them.
 const USUAL_WINDOW: (u16, u16) = (24, 80);
 
-/// The host's kernel command line.
-const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=1 quiet mitigations=off cryptomgr.notests husk.role=host";
+/// The host's kernel command line, but for [`SHORT_BOOT`].
+const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=1 quiet mitigations=off husk.role=host";
 
 /// Makes the host's kernel have its clock interrupt at a steady rate. QEMU's SVM loses an interrupt that a device raises in the moment of
 /// a world switch: it stays pending in the APIC until another one comes. With the one-shot timers of a tickless kernel none
@@ -225,7 +226,7 @@ impl Emulator {
             .arg(HOST_KERNEL.folder(&self.lab).join("vmlinux"))
             .arg("-initrd")
             .arg(&self.initramfs);
-        let append = format!("{KERNEL_COMMAND_LINE}{clock}");
+        let append = format!("{KERNEL_COMMAND_LINE} {SHORT_BOOT} 8250.nr_uarts=2{clock}");
         qemu.args(["-append", &append]);
         qemu.arg("-serial")
             .arg(with_path("file:", &folder.join("console.log"), ""));
