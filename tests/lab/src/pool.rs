@@ -35,7 +35,7 @@ const MOST: usize = 4;
 /// What a test takes, most of it the boot of its guest: 7 s on two processors of 2026.
 const SECONDS_A_TEST: usize = 8;
 
-/// Programs that take no longer than this together share a host, whose boot takes 10 s.
+/// Programs that take no longer than this together share a host, whose boot takes 5 s.
 const SHARED_SECONDS: usize = 120;
 
 /// Programs whose tests take longer, or have no guest, and what all of them took there.
