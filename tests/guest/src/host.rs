@@ -13,13 +13,16 @@ use crate::{setup, sys};
 
 const PATH: &str = "/work/bin:/bin";
 
-/// Runs the job and saves its outcome.
+/// Which shared memory is in huge pages (Documentation/admin-guide/mm/transhuge.rst): none, by default.
+const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+/// Runs the job and saves its outcome. `shmem` is what [`SHMEM_ENABLED`] is to be, if anything.
 ///
 /// # Errors
 ///
 /// The disk for it cannot be written. Every other failure is in the outcome.
-pub fn run() -> Result<()> {
-    let outcome = match prepare().and_then(|_idle_vm| run_job()) {
+pub fn run(shmem: Option<&str>) -> Result<()> {
+    let outcome = match prepare(shmem).and_then(|_idle_vm| run_job()) {
         Ok(exit) => Outcome { exit, error: None },
         Err(error) => Outcome {
             exit: 1,
@@ -29,7 +32,7 @@ pub fn run() -> Result<()> {
     save(&outcome).context("cannot save the outcome")
 }
 
-fn prepare() -> Result<[OwnedFd; 2]> {
+fn prepare(shmem: Option<&str>) -> Result<[OwnedFd; 2]> {
     for folder in ["/dev/pts", "/dev/shm"] {
         fs::create_dir_all(folder)?;
     }
@@ -56,7 +59,11 @@ fn prepare() -> Result<[OwnedFd; 2]> {
         .write(true)
         .open("/dev/kvm")
         .context("cannot open /dev/kvm")?;
-    sys::idle_vm(&kvm).context("cannot make an idle VM")
+    let idle = sys::idle_vm(&kvm).context("cannot make an idle VM")?;
+    if let Some(mode) = shmem {
+        fs::write(SHMEM_ENABLED, mode).with_context(|| format!("cannot write {mode} to {SHMEM_ENABLED}"))?;
+    }
+    Ok(idle)
 }
 
 fn run_job() -> Result<i32> {

@@ -41,7 +41,7 @@ fn main() {
     let result = setup::kernel_files().and_then(|()| {
         let cmdline = fs::read_to_string("/proc/cmdline")?;
         match option(&cmdline, "husk.role") {
-            Some("host") => host::run(),
+            Some("host") => host::run(option(&cmdline, "husk.shmem")),
             _ => marked.map_err(Into::into).and_then(|()| guest::run(&cmdline)),
         }
     });
