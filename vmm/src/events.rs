@@ -30,8 +30,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::monitor::Monitor;
 use self::record::Record;
-pub use self::subscribers::{PastEvents, Reader};
 use self::subscribers::Subscribers;
+pub use self::subscribers::{PastEvents, Reader};
 use crate::seccomp::Mode;
 use crate::terminal::{FileId, NonBlockingFile, OpenOutputError, ProtectedFiles};
 

@@ -16,6 +16,7 @@ use super::dimm_requests::FIRST;
 use super::*;
 use crate::config::MemoryConfig;
 use crate::memory::testing::{FakeSlots, ForbiddenThread, space, space_under};
+use crate::metrics::Ram;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
