@@ -1,5 +1,6 @@
-//! What a request for files costs in the server of a share, without a ring: guest memory, decoding, the host's calls, the reply
-//! (FUSE 7.38, `include/uapi/linux/fuse.h`). The folder is where temporary files are; all that is read is cached there.
+//! What a request for files costs in the server of a share, without a ring: guest memory, decoding,
+//! the host's calls, the reply (FUSE 7.38, `include/uapi/linux/fuse.h`). The folder is where
+//! temporary files are; all that is read is cached there.
 
 use std::fs::{self, File};
 use std::hint::black_box;

@@ -1,4 +1,5 @@
-//! Devices that come and go while the guest runs, and the life of a VM by command: asserted through the API and inside the guest.
+//! Devices that come and go while the guest runs, and the life of a VM by command: asserted through
+//! the API and inside the guest.
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
 use std::collections::BTreeSet;

@@ -1,5 +1,5 @@
-//! A sandbox booted by `husk run --pod`, sized by `husk ctl container` as its containers come and go: asserted through what the command
-//! prints, through the API, and inside the guest.
+//! A sandbox booted by `husk run --pod`, sized by `husk ctl container` as its containers come and
+//! go: asserted through what the command prints, through the API, and inside the guest.
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
 use std::path::{Path, PathBuf};
@@ -127,9 +127,10 @@ impl Sandbox {
         path.to_str().unwrap().to_owned()
     }
 
-    /// Performs a command about containers, which need `mib` MiB then and get whole blocks, while the guest brings all that comes online,
-    /// as an agent does that looks every 50 ms. The pod has `vcpus` and `mib` when the command returns, not a moment later, but for this:
-    /// Linux's driver of virtio-mem plugs a block first, and adds it to what programs may use then.
+    /// Performs a command about containers, which need `mib` MiB then and get whole blocks, while
+    /// the guest brings all that comes online, as an agent does that looks every 50 ms. The pod has
+    /// `vcpus` and `mib` when the command returns, not a moment later, but for this: Linux's driver
+    /// of virtio-mem plugs a block first, and adds it to what programs may use then.
     fn resize(&mut self, command: &[&str], vcpus: usize, mib: u64) {
         let bytes = (mib * MIB).next_multiple_of(BLOCK);
         let grows = bytes > info(self.path()).config.memory.size;

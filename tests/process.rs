@@ -178,8 +178,8 @@ fn a_write_beyond_the_limit_of_file_sizes_is_an_error_of_the_disk() {
     }
 }
 
-/// Starts the API in `folder`, for which the kernel has no random numbers: of its filter and husk's own, the kernel does what the stricter
-/// says.
+/// Starts the API in `folder`, for which the kernel has no random numbers: of its filter and husk's
+/// own, the kernel does what the stricter says.
 fn without_random_numbers(folder: &Path) -> Child {
     let calls = [(libc::SYS_getrandom, Vec::new())].into();
     let failure = SeccompAction::Errno(libc::EIO.cast_unsigned());
@@ -199,8 +199,9 @@ fn without_random_numbers(folder: &Path) -> Child {
     thread::spawn(start).join().unwrap()
 }
 
-/// Of the standard library, which knows no other way, in a thread that has its filter by then. A husk that is built to be tested by itself
-/// unwinds instead; this is one that is built as releases are.
+/// Of the standard library, which knows no other way, in a thread that has its filter by then. A
+/// husk that is built to be tested by itself unwinds instead; this is one that is built as releases
+/// are.
 #[test]
 fn a_panic_is_one_line_there_and_in_the_log_and_sigabrt() {
     /// An interface without an address gets one at random.

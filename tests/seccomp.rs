@@ -19,7 +19,8 @@ struct Confinement {
     no_new_privs: u32,
 }
 
-/// The threads of the VMM by name, once those are seen that a working one has: the kernel may end a list early at a thread that goes.
+/// The threads of the VMM by name, once those are seen that a working one has: the kernel may end a
+/// list early at a thread that goes.
 fn threads(guest: &Guest) -> BTreeMap<String, Confinement> {
     let start = Instant::now();
     loop {
@@ -76,8 +77,9 @@ fn every_thread_of_a_working_vm_is_confined() {
     for (name, confinement) in &threads(&guest) {
         assert_eq!(confinement.mode, 2, "{name}");
         assert_eq!(confinement.no_new_privs, 1, "{name}");
-        // The parent's, and on top of it that of a role; the first thread has narrowed its own. Threads of the kernel's, of KVM and
-        // io_uring, inherit from the thread that made them necessary.
+        // The parent's, and on top of it that of a role; the first thread has narrowed its own.
+        // Threads of the kernel's, of KVM and io_uring, inherit from the thread that made them
+        // necessary.
         let is = |kinds: &[&str]| kinds.iter().any(|kind| name.starts_with(kind));
         let expected = match () {
             () if is(&["vcpu", "io-", "husk"]) => 2..=2,

@@ -1,8 +1,9 @@
 //! The floor under VMM start-up: a bare program that does only the KVM calls no VMM can do without.
 //!
-//! `husk-floor ELF [MIB]` opens `/dev/kvm`, makes a VM with one memory slot, in-kernel local APICs and one vCPU with
-//! the host's CPUID, enters the built-in payload in flat 32-bit mode, passes COM1 on to standard output, and exits when the guest
-//! powers off. It checks nothing, serves no device and cleans nothing up: whatever a VMM takes beyond it is the VMM's own.
+//! `husk-floor ELF [MIB]` opens `/dev/kvm`, makes a VM with one memory slot, in-kernel local APICs
+//! and one vCPU with the host's CPUID, enters the built-in payload in flat 32-bit mode, passes COM1
+//! on to standard output, and exits when the guest powers off. It checks nothing, serves no device
+//! and cleans nothing up: whatever a VMM takes beyond it is the VMM's own.
 
 #![expect(unsafe_code, reason = "the floor is made of system calls")]
 

@@ -1,7 +1,7 @@
 //! The smallest guest there is: a PVH ELF of a few instructions, for measuring what a VMM costs by itself.
 //!
-//! Its first instructions write [`MARK`] to COM1, which every VMM passes on to its standard output: that moment is "first guest
-//! instruction", seen from outside in the same way whatever the VMM.
+//! Its first instructions write [`MARK`] to COM1, which every VMM passes on to its standard output:
+//! that moment is "first guest instruction", seen from outside in the same way whatever the VMM.
 
 /// The byte that the payload writes to COM1 first: STX, which no VMM writes in its own messages.
 pub const MARK: u8 = 0x02;
@@ -14,8 +14,9 @@ pub const CODE_OFFSET: usize = 0x1000;
 /// What the payload does after its mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestAction {
-    /// Powers off: ACPI S5 by a sleep control register at port 0x600, then i8042 reset, then S5 by a sleep control register at
-    /// 0xfea0_0200 (QEMU's microvm), then a triple fault, whichever the VMM has.
+    /// Powers off: ACPI S5 by a sleep control register at port 0x600, then i8042 reset, then S5 by
+    /// a sleep control register at 0xfea0_0200 (QEMU's microvm), then a triple fault, whichever the
+    /// VMM has.
     PowerOff,
     /// Halts for ever, so that the process can be looked at.
     Halt,

@@ -1,7 +1,8 @@
 //! What the kernel is told in RAM: command line, memory map, initramfs, RSDP.
 //!
-//! By PVH it is an `hvm_start_info` with module list and memory map (Xen `docs/misc/pvh.pandoc`), by the Linux boot protocol a
-//! zero page (Linux `Documentation/arch/x86/boot.rst` and `zero-page.rst`).
+//! By PVH it is an `hvm_start_info` with module list and memory map (Xen `docs/misc/pvh.pandoc`),
+//! by the Linux boot protocol a zero page (Linux `Documentation/arch/x86/boot.rst` and
+//! `zero-page.rst`).
 
 use linux_loader::bootparam::{CAN_USE_HEAP, LOADED_HIGH, boot_e820_entry, boot_params, setup_header};
 use linux_loader::configurator::linux::LinuxBootConfigurator;
@@ -127,7 +128,8 @@ fn write_zero_page(mem: &GuestMemoryMmap, map: &[Range], loaded: &Loaded, rsdp: 
     Ok(layout::ZERO_PAGE)
 }
 
-/// The setup header: a bzImage's own, or for a vmlinux the least that Linux asks for, and in both what a loader fills in.
+/// The setup header: a bzImage's own, or for a vmlinux the least that Linux asks for, and in both
+/// what a loader fills in.
 fn header(loaded: &Loaded) -> Result<setup_header, ParamsError> {
     let mut header = loaded.kernel.setup_header.unwrap_or(setup_header {
         boot_flag: BOOT_FLAG,

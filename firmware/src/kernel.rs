@@ -136,7 +136,8 @@ pub struct LoadedKernel {
 }
 
 impl KernelImage {
-    /// Opens `path` and checks everything that can be checked without guest RAM. Of a bzImage it decompresses the first bytes.
+    /// Opens `path` and checks everything that can be checked without guest RAM. Of a bzImage it
+    /// decompresses the first bytes.
     ///
     /// # Errors
     /// See [`KernelFault`].

@@ -33,9 +33,10 @@
 //!                  0   +-------------------------------+
 //! ```
 //!
-//! What a PVH guest reads before it has page tables of its own shares one page, so that it costs one page fault. The legacy
-//! area from 640 KiB to 1 MiB is backed by RAM: Linux searches it for ROMs, DMI and MP tables, and a search of RAM is a few
-//! reads, whereas each read of a hole would be an exit.
+//! What a PVH guest reads before it has page tables of its own shares one page, so that it costs
+//! one page fault. The legacy area from 640 KiB to 1 MiB is backed by RAM: Linux searches it for
+//! ROMs, DMI and MP tables, and a search of RAM is a few reads, whereas each read of a hole would
+//! be an exit.
 //!
 //! | port | width | what |
 //! |------|-------|------|
@@ -160,15 +161,16 @@ pub fn ram_end(ranges: &[(u64, u64)]) -> u64 {
     ranges.last().map_or(0, |(base, bytes)| base.saturating_add(*bytes))
 }
 
-/// Where memory begins that comes while the guest runs, above RAM that ends at `ram_end`: aligned for the largest block that Linux
-/// adds at once. `None` when nothing is left.
+/// Where memory begins that comes while the guest runs, above RAM that ends at `ram_end`: aligned
+/// for the largest block that Linux adds at once. `None` when nothing is left.
 pub fn hotplug_base(ram_end: u64) -> Option<u64> {
     ram_end.max(HIGH_RAM).checked_next_multiple_of(MEMORY_BLOCK_MAX)
 }
 
-/// What memory is added in by a Linux guest whose RAM ends at `ram_end`: 128 MiB, and from 64 GiB on, in a VM, the largest power of
-/// two up to 2 GiB that divides the end (Linux `arch/x86/mm/init_64.c`, `probe_memory_block_size`). What is no whole number of
-/// these at a multiple of it, Linux does not take, and says that it has.
+/// What memory is added in by a Linux guest whose RAM ends at `ram_end`: 128 MiB, and from 64 GiB
+/// on, in a VM, the largest power of two up to 2 GiB that divides the end (Linux
+/// `arch/x86/mm/init_64.c`, `probe_memory_block_size`). What is no whole number of these at a
+/// multiple of it, Linux does not take, and says that it has.
 pub fn memory_block(ram_end: u64) -> u64 {
     if ram_end < LARGE_MEMORY {
         return MEMORY_BLOCK_MIN;
@@ -182,8 +184,9 @@ pub fn memory_block_of(size: u64) -> u64 {
     memory_block(ram_end(&ram_ranges(size)))
 }
 
-/// The 64-bit PCI window (base, bytes) of a machine whose RAM, with all that may be added later, ends at `ram_end`, and whose
-/// physical addresses have `phys_bits` bits. `None` when nothing is left.
+/// The 64-bit PCI window (base, bytes) of a machine whose RAM, with all that may be added later,
+/// ends at `ram_end`, and whose physical addresses have `phys_bits` bits. `None` when nothing is
+/// left.
 pub fn pci_window64(ram_end: u64, phys_bits: u32) -> Option<(u64, u64)> {
     let (limit, _) = pmem_window(phys_bits)?;
     let base = ram_end.max(HIGH_RAM).checked_next_multiple_of(PCI64_ALIGN)?;
@@ -191,8 +194,9 @@ pub fn pci_window64(ram_end: u64, phys_bits: u32) -> Option<(u64, u64)> {
     (room >= PCI64_ALIGN).then_some((base, room.min(PCI64_MAX)))
 }
 
-/// Where persistent memory goes (base, bytes) when physical addresses have `phys_bits` bits: their last quarter, which neither RAM
-/// nor the PCI windows reach. `None` for widths that no x86-64 processor has.
+/// Where persistent memory goes (base, bytes) when physical addresses have `phys_bits` bits: their
+/// last quarter, which neither RAM nor the PCI windows reach. `None` for widths that no x86-64
+/// processor has.
 pub fn pmem_window(phys_bits: u32) -> Option<(u64, u64)> {
     let space = 1u64.checked_shl(phys_bits).filter(|space| *space > HIGH_RAM)?;
     let quarter = space >> 2;

@@ -1,13 +1,15 @@
 //! What a guest finds in RAM before its first instruction: description in, bytes out.
 //!
-//! [`load`] does everything. A machine that builds its devices while the kernel is being read calls the two steps itself:
+//! [`load`] does everything. A machine that builds its devices while the kernel is being read calls
+//! the two steps itself:
 //!
 //! 1. [`Payload::load`] on any thread: kernel and initramfs, the only step that takes milliseconds;
 //! 2. [`describe`] when that is done and the devices have said their AML: ACPI tables, for which there may be room only
 //!    beside kernel and initramfs, boot parameters, the code at the reset vector, and the [`Entry`] for [`registers`].
 //!
-//! Both expect **fresh RAM**, which reads as zero: what a kernel wants zeroed, and whole pages of zeroes in its image, are
-//! not written. And they expect to be the only ones who write there: no vCPU runs and no device has been started.
+//! Both expect **fresh RAM**, which reads as zero: what a kernel wants zeroed, and whole pages of
+//! zeroes in its image, are not written. And they expect to be the only ones who write there: no
+//! vCPU runs and no device has been started.
 
 pub mod acpi;
 mod boot_params;
@@ -170,8 +172,8 @@ impl Payload {
     }
 }
 
-/// Writes the ACPI tables, the boot parameters, what the entry state needs, and the code at the reset vector, for a payload
-/// that has been loaded.
+/// Writes the ACPI tables, the boot parameters, what the entry state needs, and the code at the
+/// reset vector, for a payload that has been loaded.
 ///
 /// # Errors
 /// [`LoadError::Acpi`], [`LoadError::Params`] or [`LoadError::Write`].

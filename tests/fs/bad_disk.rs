@@ -1,4 +1,5 @@
-//! A disk of the host whose blocks go bad and are mended: a null block device of the kernel's (Documentation/block/null_blk.rst).
+//! A disk of the host whose blocks go bad and are mended: a null block device of the kernel's
+//! (Documentation/block/null_blk.rst).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -48,7 +49,8 @@ impl BadDisk {
         self.set("badblocks", &format!("+{}", Self::sectors()));
     }
 
-    /// The block goes bad that begins with `content`, which is there once, and no other; what the kernel remembers of the disk goes.
+    /// The block goes bad that begins with `content`, which is there once, and no other; what the
+    /// kernel remembers of the disk goes.
     pub fn spoil_where(&self, content: &[u8]) {
         forget();
         let stored = fs::read(self.path()).unwrap();

@@ -51,8 +51,9 @@ fn a_server_that_is_killed_takes_its_share_only() {
 /// Lines that are written before anything happens.
 const LINES: usize = 20;
 
-/// Writers on three shares, two of which lose their servers in the middle of it: what was acknowledged is there, what comes then is refused,
-/// and who starts the device anew has a share again. The third one's writer notices nothing.
+/// Writers on three shares, two of which lose their servers in the middle of it: what was
+/// acknowledged is there, what comes then is refused, and who starts the device anew has a share
+/// again. The third one's writer notices nothing.
 #[test]
 fn servers_that_are_killed_under_load_lose_nothing_that_was_acknowledged_and_others_take_their_place() {
     let (mut served, mut agent) = Served::start("6.12", 1);

@@ -116,8 +116,8 @@ fn a_full_file_system_says_so_and_takes_more_when_there_is_room(served: &Served,
     );
 }
 
-/// Of what is written back to a host that has room for the half of it, nothing is lost without a word. virtiofsd tells the guest how much it
-/// wrote, which the guest does not look at.
+/// Of what is written back to a host that has room for the half of it, nothing is lost without a
+/// word. virtiofsd tells the guest how much it wrote, which the guest does not look at.
 fn what_a_disk_takes_a_part_of_is_a_failure(served: &Served, agent: &mut Agent, server: &str) {
     let at = format!("/{server}/small");
     let script = format!(
@@ -406,8 +406,8 @@ fn full_bad_replaced_and_cut_short_a_share_says_what_the_host_says_and_goes_on()
     served.end();
 }
 
-/// Descriptors that a server may have, and more than it can have of files then. A guest's process may have 1024, and virtiofsd starts with no
-/// fewer than 610.
+/// Descriptors that a server may have, and more than it can have of files then. A guest's process
+/// may have 1024, and virtiofsd starts with no fewer than 610.
 const DESCRIPTORS: u64 = 256;
 const CROWD: usize = 300;
 const LATER: usize = 100;

@@ -1,4 +1,5 @@
-//! Folders that husk serves itself: without shared memory, several at once, read-only, coming and going while the guest runs.
+//! Folders that husk serves itself: without shared memory, several at once, read-only, coming and
+//! going while the guest runs.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! A share while its VM is paused: its server gives the queues back, and gets them again where they were; husk's own finishes what it has
-//! begun.
+//! A share while its VM is paused: its server gives the queues back, and gets them again where they
+//! were; husk's own finishes what it has begun.
 
 use std::fs;
 use std::thread;

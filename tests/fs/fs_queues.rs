@@ -1,4 +1,5 @@
-//! Several request queues: a guest with a queue for each processor, and a server of the tests' own that serves them side by side.
+//! Several request queues: a guest with a queue for each processor, and a server of the tests' own
+//! that serves them side by side.
 
 use std::fs;
 
@@ -54,8 +55,8 @@ impl Lab {
     }
 }
 
-/// Reads `first` on one processor and `second` on the other, at once; what that says. Their outputs are apart: who writes to a pipe
-/// from a file holds the pipe until the file has answered.
+/// Reads `first` on one processor and `second` on the other, at once; what that says. Their outputs
+/// are apart: who writes to a pipe from a file holds the pipe until the file has answered.
 const READ_TWO: &str = "taskset 1 cat /share/first > /tmp/first & one=$!
     taskset 2 cat /share/second > /tmp/second & two=$!
     wait $one; echo $?; wait $two; echo $?; cat /tmp/first /tmp/second";

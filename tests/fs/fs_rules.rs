@@ -1,4 +1,5 @@
-//! The rules of file systems, on each share and on the host's own file system: the same answers, but for a list of differences.
+//! The rules of file systems, on each share and on the host's own file system: the same answers,
+//! but for a list of differences.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -186,7 +187,8 @@ fn in_the_guest(agent: &mut Agent, root: &str, choice: &Choice) -> Answers {
     answers(lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
 }
 
-/// A sample of all groups, with what is known to differ and what only a server with a word in it can do; all of them if asked for.
+/// A sample of all groups, with what is known to differ and what only a server with a word in it
+/// can do; all of them if asked for.
 fn choice() -> Choice {
     let listed = DIFFERENCES.iter().map(|difference| difference.case);
     Choice {

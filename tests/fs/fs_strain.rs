@@ -1,5 +1,5 @@
-//! Random work of several processes at once on each share, in the manner of fsx and fsstress. What comes out of it is known from a seed, and
-//! found on both sides.
+//! Random work of several processes at once on each share, in the manner of fsx and fsstress. What
+//! comes out of it is known from a seed, and found on both sides.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -25,7 +25,8 @@ struct Work {
     steps: u64,
 }
 
-/// Runs both kinds at once in the guest: processes that share a file, and processes that share a tree. What each of them says.
+/// Runs both kinds at once in the guest: processes that share a file, and processes that share a
+/// tree. What each of them says.
 fn strain(agent: &mut Agent, server: &str, work: &Work) -> (Vec<Part>, Vec<Done>) {
     let Work { seed, steps } = work;
     let said = sh(

@@ -16,7 +16,8 @@ const USERS: u32 = 100_000;
 const GROUPS: u32 = 200_000;
 /// So many of them. Those of the rules of file systems are among them.
 const COUNT: u32 = 4096;
-/// Somebody of the host who has no number in the guest, and what he is there (`DEFAULT_OVERFLOWUID` of linux/highuid.h).
+/// Somebody of the host who has no number in the guest, and what he is there (`DEFAULT_OVERFLOWUID`
+/// of linux/highuid.h).
 const STRANGER: u32 = 7;
 const NOBODY: u32 = 65_534;
 
@@ -117,7 +118,8 @@ fn who_has_no_number_on_the_other_side_is_nobody_and_makes_nothing(served: &Serv
     assert_eq!(seen, "65534 65534\n".repeat(2), "{server}");
 }
 
-/// A map keeps nothing in the share from the guest: its root, and its user 65534, come by what others of the host own in there.
+/// A map keeps nothing in the share from the guest: its root, and its user 65534, come by what
+/// others of the host own in there.
 fn what_others_of_the_host_own_in_the_share_is_the_guests(served: &Served, agent: &mut Agent, server: &str) {
     let host = |name: &str| on_the_host(served.host(server).join(name));
     let (code, _) = run_as(agent, "kim", &format!("cat /{server}/strangers"));

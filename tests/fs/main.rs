@@ -114,8 +114,9 @@ impl Share {
     }
 }
 
-/// Unpacks a tree of `files` files on each of two processors at once, so through a queue of its own where the guest's kernel has one for
-/// each, in the folder that the guest has at `at` and the host at `host`. Both are the same on both sides, and stay.
+/// Unpacks a tree of `files` files on each of two processors at once, so through a queue of its own
+/// where the guest's kernel has one for each, in the folder that the guest has at `at` and the host
+/// at `host`. Both are the same on both sides, and stay.
 fn a_tree_from_each_processor(agent: &mut Agent, at: &str, host: &Path, files: u64) {
     let plan = Plan {
         seed: 4,

@@ -13,7 +13,8 @@ pub fn load(module: &str, parameters: &[&str]) {
         let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
         files.sort();
         for file in &files {
-            // Not every one of them has such parameters, and the others are told in the kernel's log that they have none.
+            // Not every one of them has such parameters, and the others are told in the kernel's
+            // log that they have none.
             run(&[&["insmod", file.to_str().unwrap()], parameters].concat());
         }
     } else {

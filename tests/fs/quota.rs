@@ -14,7 +14,8 @@ use crate::{Mounted, modules};
 
 /// Bytes of the file system, which has room for more than anybody may have.
 const SIZE: u64 = 16 << 20;
-/// The file in which the kernel keeps who has what: that of users (linux `fs/quota/quotaio_v2.h`), in the format of 64-bit numbers.
+/// The file in which the kernel keeps who has what: that of users (linux `fs/quota/quotaio_v2.h`),
+/// in the format of 64-bit numbers.
 const TABLE: &str = "aquota.user";
 const MAGIC_AND_VERSION: [u32; 2] = [0xd9c0_1f11, 1];
 /// Blocks of an empty one: its head, which says so at this place, and the root of a tree.
@@ -39,7 +40,8 @@ pub struct Limited {
 }
 
 impl Limited {
-    /// Makes one and mounts it on a folder, which becomes that of `user`, who may have so much; none if this host has no quotas.
+    /// Makes one and mounts it on a folder, which becomes that of `user`, who may have so much;
+    /// none if this host has no quotas.
     pub fn new(folder: &Path, user: u32, most: Quota) -> Option<Self> {
         modules::load("quota_v2", &[]);
         let image = NamedTempFile::new().unwrap();

@@ -1,4 +1,5 @@
-//! A guest that has the same thing three times: a folder served by husk in the VMM, by husk as a daemon, and by virtiofsd.
+//! A guest that has the same thing three times: a folder served by husk in the VMM, by husk as a
+//! daemon, and by virtiofsd.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +35,8 @@ pub struct Plan {
 }
 
 impl Default for Plan {
-    /// A guest with one processor whose shares have attributes and access control lists, and of husk's the locks of the host.
+    /// A guest with one processor whose shares have attributes and access control lists, and of
+    /// husk's the locks of the host.
     fn default() -> Self {
         Self {
             kernel: "6.12",

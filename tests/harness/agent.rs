@@ -116,8 +116,8 @@ impl Agent {
         }
     }
 
-    /// Asks for what cannot fail, and how long the guest took for it by its own clock. That need not agree with this side's to the
-    /// last percent.
+    /// Asks for what cannot fail, and how long the guest took for it by its own clock. That need
+    /// not agree with this side's to the last percent.
     ///
     /// # Errors
     ///
@@ -155,8 +155,8 @@ impl Agent {
         self.resources_after(&Step::Resources)
     }
 
-    /// Has the guest bring processors online until there are `cpus`, and all its memory, as Kata's agent does when a container is to
-    /// start; what there is then.
+    /// Has the guest bring processors online until there are `cpus`, and all its memory, as Kata's
+    /// agent does when a container is to start; what there is then.
     ///
     /// # Errors
     ///

@@ -1,8 +1,9 @@
 //! The REST API as Kata's two shims use it, byte for byte.
 //!
-//! The Rust shim keeps one connection for the life of the VM and writes a request in pieces: the request line with the first headers
-//! (descriptors come with these), `Content-Length`, the blank line, the body. The Go shim writes a request at once, on a pooled
-//! connection; requests with descriptors have a connection of their own. Both are strict about answers: see [`Response`].
+//! The Rust shim keeps one connection for the life of the VM and writes a request in pieces: the
+//! request line with the first headers (descriptors come with these), `Content-Length`, the blank
+//! line, the body. The Go shim writes a request at once, on a pooled connection; requests with
+//! descriptors have a connection of their own. Both are strict about answers: see [`Response`].
 
 use std::io::{Read, Write};
 use std::os::fd::RawFd;
@@ -91,8 +92,8 @@ impl Api {
         self.ask("PUT", name, Some(body), fds)
     }
 
-    /// Sends `PUT /api/v1/NAME` on a connection of its own and closes that without waiting for the answer, as the Go shim does when it has
-    /// lost patience.
+    /// Sends `PUT /api/v1/NAME` on a connection of its own and closes that without waiting for the
+    /// answer, as the Go shim does when it has lost patience.
     ///
     /// # Errors
     ///

@@ -1,8 +1,9 @@
 //! The bodies that Kata's shims send, with the fields, the order of devices and the command lines of Kata 4.1.
 //!
-//! Two things differ from a real pod. The stock kernels that the lab boots have their block driver as a module, so that a pod from
-//! an image has an initramfs, too, which stands for the image's user space. And the end of the command line, where a shim puts
-//! the `kernel_params` of its configuration, tells that initramfs to be the agent.
+//! Two things differ from a real pod. The stock kernels that the lab boots have their block driver
+//! as a module, so that a pod from an image has an initramfs, too, which stands for the image's
+//! user space. And the end of the command line, where a shim puts the `kernel_params` of its
+//! configuration, tells that initramfs to be the agent.
 
 use std::path::{Path, PathBuf};
 
@@ -36,8 +37,9 @@ pub struct Shape {
     pub kernel_params: String,
 }
 
-/// What makes the lab's initramfs the agent, on kernels with and without a console. The kernel writes no zeroes to pages that it allocates, as Kata
-/// configures its own; Debian's does, with all memory before it goes.
+/// What makes the lab's initramfs the agent, on kernels with and without a console. The kernel
+/// writes no zeroes to pages that it allocates, as Kata configures its own; Debian's does, with all
+/// memory before it goes.
 pub const AGENT: &str = "init_on_alloc=0 husk.console=null husk.do=agent";
 
 /// The tag of a pod's share.

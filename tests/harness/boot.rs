@@ -35,8 +35,8 @@ pub enum Input {
     Terminal(Pty),
 }
 
-/// A VM to be. The defaults are kernel 6.12 as `vmlinux`, which needs no unpacking and so a fifth less of an emulated boot, one processor,
-/// 256 MiB, the serial port on standard output.
+/// A VM to be. The defaults are kernel 6.12 as `vmlinux`, which needs no unpacking and so a fifth
+/// less of an emulated boot, one processor, 256 MiB, the serial port on standard output.
 #[derive(Debug)]
 pub struct Boot {
     kernel: String,

@@ -1,4 +1,5 @@
-//! How the shims size a running pod when `static_sandbox_resource_mgmt` is off: what they ask the VMM and the agent, and in which order.
+//! How the shims size a running pod when `static_sandbox_resource_mgmt` is off: what they ask the
+//! VMM and the agent, and in which order.
 //!
 //! | | Rust shim | Go shim |
 //! |---|---|---|
@@ -183,7 +184,8 @@ impl Sizer {
     }
 }
 
-/// Kata's agent looks every 50 ms and gives up after 5 seconds, which an emulated host may take; it is asked again then.
+/// Kata's agent looks every 50 ms and gives up after 5 seconds, which an emulated host may take; it
+/// is asked again then.
 fn bring_online(agent: &mut Agent, cpus: usize) -> Result<()> {
     let start = Instant::now();
     while let Err(error) = agent.bring_online(cpus) {

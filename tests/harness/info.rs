@@ -1,7 +1,7 @@
 //! `vm.info` as the Rust shim reads it: with types of its own, in which most fields must not be null.
 //!
-//! What is listed is what that shim deserialises; everything else it ignores. A plain field is required, one with a default may be
-//! absent but not null, an `Option` may be either.
+//! What is listed is what that shim deserialises; everything else it ignores. A plain field is
+//! required, one with a default may be absent but not null, an `Option` may be either.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;

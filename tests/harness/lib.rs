@@ -1,14 +1,15 @@
 //! Driving the built VMM from outside and its guest from inside.
 //!
-//! A test describes a VM with [`Boot`], starts it, and talks with the [`Guest`]: its init answers the steps on its command line.
-//! When the VM has ended, [`Ended`] has everything: exit code, answers, what was said on standard error. Whatever goes wrong
-//! panics with the guest's whole transcript.
+//! A test describes a VM with [`Boot`], starts it, and talks with the [`Guest`]: its init answers
+//! the steps on its command line. When the VM has ended, [`Ended`] has everything: exit code,
+//! answers, what was said on standard error. Whatever goes wrong panics with the guest's whole
+//! transcript.
 //!
-//! A [`Pod`](pod::Pod) is a VM as Kata's shims have one: started with an API socket, described by their requests, used through its
-//! agent. It returns errors instead of panicking.
+//! A [`Pod`](pod::Pod) is a VM as Kata's shims have one: started with an API socket, described by
+//! their requests, used through its agent. It returns errors instead of panicking.
 //!
-//! Kernels and the VMM are found through `HUSK_LAB_DIR` and `HUSK_BIN`, which `cargo lab test` sets; these tests do not run
-//! without it.
+//! Kernels and the VMM are found through `HUSK_LAB_DIR` and `HUSK_BIN`, which `cargo lab test`
+//! sets; these tests do not run without it.
 
 pub mod agent;
 pub mod api;

@@ -1,4 +1,5 @@
-//! Work that goes on in a guest and between it and the host while something else is done to the VM, and tells what went wrong.
+//! Work that goes on in a guest and between it and the host while something else is done to the VM,
+//! and tells what went wrong.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

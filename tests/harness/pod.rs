@@ -31,10 +31,12 @@ pub use files::{api_socket, events, vsock};
 pub use launch::Launch;
 use launch::{await_ping, command, read_to, spawn};
 
-/// How long anything of a pod may take: the shims' windows, and as much more as an emulated host on a busy machine needs.
+/// How long anything of a pod may take: the shims' windows, and as much more as an emulated host on
+/// a busy machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
-/// How often the agent is dialled. The shims do so every 10 ms; while an emulated host boots a guest, a tenth of its only processor would go into that.
+/// How often the agent is dialled. The shims do so every 10 ms; while an emulated host boots a
+/// guest, a tenth of its only processor would go into that.
 const DIAL_POLL: Duration = Duration::from_millis(50);
 
 /// A running VMM, with the VM that was asked of it. It is killed when this is dropped.

@@ -17,10 +17,12 @@ fn check(result: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Makes what `command` starts run in a network namespace of its own, if this user may, and with at most `nofile` descriptors.
+/// Makes what `command` starts run in a network namespace of its own, if this user may, and with at
+/// most `nofile` descriptors.
 pub(crate) fn isolate(command: &mut Command, nofile: Option<u64>) {
     let hook = move || {
-        // SAFETY: a flag. Without the privilege the process stays where it is, as with a shim that ignores a failing `setns`.
+        // SAFETY: a flag. Without the privilege the process stays where it is, as with a shim that
+        // ignores a failing `setns`.
         let _ = check(unsafe { libc::unshare(libc::CLONE_NEWNET) });
         if let Some(limit) = nofile {
             let limit = libc::rlimit {
@@ -39,7 +41,8 @@ pub(crate) fn isolate(command: &mut Command, nofile: Option<u64>) {
 /// `TUNSETIFF`, include/uapi/linux/if_tun.h.
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
 
-/// Opens a new tap interface as the Rust shim does, non-blocking and with a vnet header. It is gone with its last descriptor.
+/// Opens a new tap interface as the Rust shim does, non-blocking and with a vnet header. It is gone
+/// with its last descriptor.
 ///
 /// # Errors
 ///

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// What all threads of a process, and its guest, have taken of processors, in ticks, by its `stat` (proc_pid_stat(5), fields 14 and 15).
+/// What all threads of a process, and its guest, have taken of processors, in ticks, by its `stat`
+/// (proc_pid_stat(5), fields 14 and 15).
 ///
 /// # Errors
 ///

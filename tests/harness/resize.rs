@@ -72,7 +72,8 @@ impl Resizing {
         guest.memory_kib.saturating_sub(self.guest.memory_kib) * 1024
     }
 
-    /// Sends `vm.resize` and waits until guest and host have what was asked for, bringing online what comes as Kata's agent does.
+    /// Sends `vm.resize` and waits until guest and host have what was asked for, bringing online
+    /// what comes as Kata's agent does.
     ///
     /// # Errors
     ///
@@ -87,7 +88,8 @@ impl Resizing {
                 Size::Vcpus(vcpus) => usize::try_from(vcpus)?,
                 Size::Memory(_) => 0,
             };
-            // Kata's agent gives up after 5 seconds, which an emulated host may take; what there is then says whether it was too soon.
+            // Kata's agent gives up after 5 seconds, which an emulated host may take; what there is
+            // then says whether it was too soon.
             let brought = agent.bring_online(cpus);
             let guest = brought.or_else(|_| agent.resources())?;
             let agreed = start.elapsed();
@@ -103,7 +105,8 @@ impl Resizing {
         }
     }
 
-    /// Waits until both sides have `vcpus` vCPUs and the same memory, whatever that is: a guest that is to let go of memory may be at it.
+    /// Waits until both sides have `vcpus` vCPUs and the same memory, whatever that is: a guest
+    /// that is to let go of memory may be at it.
     ///
     /// # Errors
     ///
@@ -112,7 +115,8 @@ impl Resizing {
         self.check_size(|| Ok((pod.info()?, agent.resources()?)), vcpus, None)
     }
 
-    /// As [`Resizing::check`], of `bytes` of memory if they are given, by what `look` finds on the host and in the guest.
+    /// As [`Resizing::check`], of `bytes` of memory if they are given, by what `look` finds on the
+    /// host and in the guest.
     ///
     /// # Errors
     ///

@@ -4,8 +4,8 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
-/// KiB of the mappings that are called `name`, or have that in their file's name, that are in the host's memory now. `guest-ram` is not
-/// `guest-ram-hotplug`.
+/// KiB of the mappings that are called `name`, or have that in their file's name, that are in the
+/// host's memory now. `guest-ram` is not `guest-ram-hotplug`.
 ///
 /// # Errors
 ///

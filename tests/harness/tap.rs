@@ -13,7 +13,8 @@ use crate::threads;
 /// How long an interface may be in use by somebody who gives it back.
 const FREE: Duration = Duration::from_secs(10);
 
-/// Gives the calling thread, and whatever it starts from now on, a network of its own with nothing but a loopback interface that is up.
+/// Gives the calling thread, and whatever it starts from now on, a network of its own with nothing
+/// but a loopback interface that is up.
 ///
 /// # Errors
 ///
@@ -61,7 +62,8 @@ impl Tap {
         tap
     }
 
-    /// Another descriptor of it. No program inherits it: one that another test starts meanwhile would keep the interface busy.
+    /// Another descriptor of it. No program inherits it: one that another test starts meanwhile
+    /// would keep the interface busy.
     pub fn open(&self) -> OwnedFd {
         let file = OpenOptions::new()
             .read(true)
@@ -116,8 +118,8 @@ impl Drop for Tap {
     }
 }
 
-/// Attaches a descriptor to the interface, once nobody else is: a program that another test starts has each descriptor of this process
-/// until it is executed.
+/// Attaches a descriptor to the interface, once nobody else is: a program that another test starts
+/// has each descriptor of this process until it is executed.
 fn attach(file: &File, name: &str, multi_queue: bool) -> io::Result<()> {
     let start = Instant::now();
     loop {

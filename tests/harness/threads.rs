@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 
 use crate::PATIENCE;
 
-/// The file `name` of each thread of the process `pid`. One that has ended meanwhile has none: those that must be there are for the caller
-/// to look for.
+/// The file `name` of each thread of the process `pid`. One that has ended meanwhile has none:
+/// those that must be there are for the caller to look for.
 ///
 /// # Panics
 ///
@@ -76,8 +76,8 @@ pub fn sleeps(pid: u32, name: &str) -> bool {
     false
 }
 
-/// Waits until every program that this process has begun to start is executed, or is given up: until then its process has all the
-/// descriptors that this one had when it was forked.
+/// Waits until every program that this process has begun to start is executed, or is given up:
+/// until then its process has all the descriptors that this one had when it was forked.
 pub fn wait_for_exec() {
     let own = fs::read_link("/proc/self/exe").ok();
     let started = each(std::process::id(), "children");

@@ -49,7 +49,8 @@ fn told(lab: &Lab, event: &str, id: &str) -> Value {
 
 #[test]
 fn a_removal_that_the_guest_refuses_or_ignores_is_told_and_may_still_be_answered() {
-    // Without its hot-plug driver the guest has nobody who would answer, but root, whom page attributes would keep from the registers.
+    // Without its hot-plug driver the guest has nobody who would answer, but root, whom page
+    // attributes would keep from the registers.
     let mut lab = Lab::with_disks(&["refused", "ignored"], "acpiphp.disable=1 nopat");
     let [refused, ignored] = ["vda", "vdb"].map(|disk| slot_of(&mut lab, disk));
     for id in ["refused", "ignored"] {
@@ -96,8 +97,8 @@ impl Numbers {
     }
 }
 
-/// One access of a guest to the banks that nobody has asked for: an event that is stolen, a report about anything, a slot that is let go
-/// of.
+/// One access of a guest to the banks that nobody has asked for: an event that is stolen, a report
+/// about anything, a slot that is let go of.
 fn hostile_access(numbers: &mut Numbers) -> String {
     let bank = numbers.one_of(&[PCI_BANK, CPU_BANK, CPU_BANK, MEMORY_BANK, MEMORY_BANK]);
     let slot = numbers.one_of(&[0, 1, 2, 3, 4, 7, 8, 31, 32, 63, 0xfff, 0xffff]);

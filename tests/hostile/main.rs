@@ -1,5 +1,5 @@
-//! A guest with root's rights behind the back of its own drivers: it writes to a device's registers while the driver uses it.
-//! The VMM and every other device go on.
+//! A guest with root's rights behind the back of its own drivers: it writes to a device's registers
+//! while the driver uses it. The VMM and every other device go on.
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
 mod hot_plug;

@@ -4,7 +4,8 @@ use husk_tests::until;
 
 use crate::Lab;
 
-/// Registers of the common configuration, with their widths in bits (virtio 1.2 §4.1.4.3). The structure is at the beginning of BAR 0.
+/// Registers of the common configuration, with their widths in bits (virtio 1.2 §4.1.4.3). The
+/// structure is at the beginning of BAR 0.
 const FEATURE_SELECT: (u64, u8) = (0x08, 32);
 const FEATURE: (u64, u8) = (0x0c, 32);
 const STATUS: (u64, u8) = (0x14, 8);

@@ -229,7 +229,8 @@ fn a_rate_limiter_bounds_both_directions() {
     let _tap = Tap::new("t0", false, PREFIX);
     const PER_SECOND: u64 = 2_000_000;
     let mut guest = Session::start(boot(&format!("tap=t0,bandwidth={PER_SECOND}")));
-    // A bucket is there at once, everything else at the rate. Nothing makes it faster; how much slower a busy machine is does not matter.
+    // A bucket is there at once, everything else at the rate. Nothing makes it faster; how much
+    // slower a busy machine is does not matter.
     let bytes = 4 * PER_SECOND;
     for traffic in [guest.upload(5001, bytes), guest.download(5002, bytes)] {
         assert!(traffic.nanos > 2_500_000_000, "{traffic:?}");

@@ -133,7 +133,8 @@ fn more_than_a_small_guest_can_describe_at_once_does_not_kill_it() {
     lab.end();
 }
 
-/// Its container is at its limit: that is why it is to grow. What describes the new memory has to come out of what is left.
+/// Its container is at its limit: that is why it is to grow. What describes the new memory has to
+/// come out of what is left.
 fn a_guest_that_is_short_of_memory_grows_by_dimms_and_lives(kernel: &str) {
     let (mut lab, mut agent) = Lab::start(kernel, "memhp_default_state=online", &json!({}));
     let before = agent.resources().unwrap();

@@ -100,8 +100,9 @@ fn set_huge_pages(count: u64) {
     .unwrap();
 }
 
-/// What the host has not when it is asked is refused. For what it has lost by the time that the guest is about it, nobody tells the driver that
-/// there is memory again, and by itself it looks after 50 seconds, and then less and less often.
+/// What the host has not when it is asked is refused. For what it has lost by the time that the
+/// guest is about it, nobody tells the driver that there is memory again, and by itself it looks
+/// after 50 seconds, and then less and less often.
 #[test]
 fn memory_that_the_host_did_not_have_comes_once_it_has_it() {
     let of = |bytes: u64| bytes / (2 * MIB);

@@ -1,5 +1,5 @@
-//! Memory that comes and goes while the guest runs: by virtio-mem, by DIMMs and by the balloon, asserted through the API, inside the
-//! guest, and in what the host has to give for it.
+//! Memory that comes and goes while the guest runs: by virtio-mem, by DIMMs and by the balloon,
+//! asserted through the API, inside the guest, and in what the host has to give for it.
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]
 
 mod by_balloon;
@@ -83,8 +83,8 @@ impl Lab {
         resident_kib(self.pod.pid(), mapping).unwrap()
     }
 
-    /// Waits until host and guest agree that the guest has `bytes` more than when it booted, bringing memory online meanwhile as
-    /// Kata's agent does.
+    /// Waits until host and guest agree that the guest has `bytes` more than when it booted,
+    /// bringing memory online meanwhile as Kata's agent does.
     fn agree(&mut self, agent: &mut Agent, before: &Resources, bytes: u64) -> Resources {
         found(|| {
             let now = agent.bring_online(1).unwrap();

@@ -1,4 +1,5 @@
-//! A stand-in for Kata's shims: their requests in their order against the built VMM, with a pod behind it whose agent answers.
+//! A stand-in for Kata's shims: their requests in their order against the built VMM, with a pod
+//! behind it whose agent answers.
 //!
 //! Each test is a pod or two; what a shim would trip over is asserted where the shim would look.
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail as the test does")]

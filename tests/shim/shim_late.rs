@@ -1,4 +1,5 @@
-//! Devices that come while the guest runs, beside disks: the shims have code for them, for prestart hooks and VM templates.
+//! Devices that come while the guest runs, beside disks: the shims have code for them, for prestart
+//! hooks and VM templates.
 
 use std::os::fd::AsRawFd;
 
@@ -30,7 +31,8 @@ fn comes_while_the_guest_runs(shim: Shim) {
     let settings = tap.settings();
     let mut pod = Pod::launch(initrd(shim), folder.path()).unwrap();
     let mut agent = pod.start().unwrap();
-    // Blocking, as the Go shim may pass it, and closed when the request is answered. The Rust shim names no number after the boot.
+    // Blocking, as the Go shim may pass it, and closed when the request is answered. The Rust shim
+    // names no number after the boot.
     let descriptor = tap.open();
     let mut body = pod.shape().add_net(descriptor.as_raw_fd());
     body.as_object_mut().unwrap().remove("fds");

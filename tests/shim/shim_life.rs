@@ -26,8 +26,9 @@ const LOG_DIALS: u32 = 1000;
 /// Programs that run at once.
 const EXECS: usize = 10;
 
-/// Dials the agent's log as the Rust shim does in the background: every 10 ms until it answers. How often it was refused, and the
-/// log if there is one. `served` says that there will be one, however long the guest takes to boot; else a thousand times are enough.
+/// Dials the agent's log as the Rust shim does in the background: every 10 ms until it answers. How
+/// often it was refused, and the log if there is one. `served` says that there will be one, however
+/// long the guest takes to boot; else a thousand times are enough.
 fn dial_log(socket: &Path, shim: Shim, served: bool) -> (u32, Option<BufReader<UnixStream>>) {
     let dials = if served { u32::MAX } else { LOG_DIALS };
     let start = Instant::now();
@@ -90,7 +91,8 @@ fn assert_root_is_the_image(agent: &mut Agent) {
     assert_eq!(agent.run(&["cat", "/sys/block/vda/ro"]).unwrap(), "1\n");
 }
 
-/// A container's disk: added while the guest runs, found where the answer says, and what is written to it is in the file.
+/// A container's disk: added while the guest runs, found where the answer says, and what is written
+/// to it is in the file.
 fn hot_plug(pod: &mut Pod, agent: &mut Agent, folder: &Path) {
     const BYTES: u64 = 1 << 20;
     let path = folder.join("container.img");

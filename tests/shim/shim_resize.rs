@@ -1,5 +1,5 @@
-//! Pods that grow and shrink with their containers: what both shims ask for with `static_sandbox_resource_mgmt = false`, and what the
-//! guest has then.
+//! Pods that grow and shrink with their containers: what both shims ask for with
+//! `static_sandbox_resource_mgmt = false`, and what the guest has then.
 
 use husk_tests::api::Shim;
 use husk_tests::dynamic::{Change, Limits, Sizer};
@@ -68,7 +68,8 @@ impl Lab {
         self.resizing.resize(&mut self.pod, &mut self.agent, size).unwrap();
     }
 
-    /// What the memory that has come consists of: bytes in blocks of virtio-mem, if there is such a device, and in each DIMM.
+    /// What the memory that has come consists of: bytes in blocks of virtio-mem, if there is such a
+    /// device, and in each DIMM.
     fn comes_as(&mut self) -> (Option<u64>, Vec<u64>) {
         let status: Value = self.pod.api().get("vm.resize-status").unwrap().json().unwrap();
         let memory = &status["memory"];

@@ -2,8 +2,9 @@
 //! thread that nobody else needs. Making something is such work, and so is taking it apart: close(2) waits for the file
 //! system, and the last one of a block device for all that was written to it.
 //!
-//! Such a thread stays for the next time. Kata's shims look for a VM's vCPUs among the threads of the process when `vm.boot` or `vm.resize` is answered
-//! (`/proc/PID/task`), and take the pod for broken if one that was there is gone when they ask for its name.
+//! Such a thread stays for the next time. Kata's shims look for a VM's vCPUs among the threads of
+//! the process when `vm.boot` or `vm.resize` is answered (`/proc/PID/task`), and take the pod for
+//! broken if one that was there is gone when they ask for its name.
 
 mod pool;
 
@@ -20,9 +21,11 @@ use pool::{NotStarted, Pool};
 
 static POOL: Pool = Pool::new(pool::spawn);
 
-/// From now on nobody who has work starts a thread for it: one that is started by this call does, and a thread ends when its work is done. For
-/// a control thread that is about to give up its right to start any: the new thread has it still, and may take apart what there is, confined as
-/// `seccomp` says. Where the host has no thread left for that, the threads that there are do what they can.
+/// From now on nobody who has work starts a thread for it: one that is started by this call does,
+/// and a thread ends when its work is done. For a control thread that is about to give up its right
+/// to start any: the new thread has it still, and may take apart what there is, confined as
+/// `seccomp` says. Where the host has no thread left for that, the threads that there are do what
+/// they can.
 pub fn confine(seccomp: Mode) {
     POOL.confine(seccomp);
 }
@@ -37,8 +40,8 @@ pub fn retry() {
     POOL.retry();
 }
 
-/// A result on its way. Dropping this leaves it to its thread, or to another one if it is there already: nobody waits for what nobody wants any
-/// more to be taken apart.
+/// A result on its way. Dropping this leaves it to its thread, or to another one if it is there
+/// already: nobody waits for what nobody wants any more to be taken apart.
 pub struct BackgroundTask<T: Send + 'static> {
     state: Arc<Mutex<State<T>>>,
     waker: Waker,
@@ -118,8 +121,8 @@ impl<T: Send + 'static> BackgroundTask<T> {
         }
     }
 
-    /// Wants nothing of it any more: what comes of it is taken apart by a thread. Whether that is done, which `waker` tells of; to be called
-    /// again until it is. Never waits.
+    /// Wants nothing of it any more: what comes of it is taken apart by a thread. Whether that is
+    /// done, which `waker` tells of; to be called again until it is. Never waits.
     pub fn abandon(&self) -> bool {
         let mut state = lock(&self.state);
         match mem::replace(&mut *state, State::Abandoned) {

@@ -1,5 +1,6 @@
-//! The end of husk by a signal that it did not expect, or by a panic: one line on standard error and in the log that says which, then the
-//! death that the signal stands for, so that the parent sees it.
+//! The end of husk by a signal that it did not expect, or by a panic: one line on standard error
+//! and in the log that says which, then the death that the signal stands for, so that the parent
+//! sees it.
 //!
 //! | signal | what comes of it |
 //! |---|---|
@@ -12,8 +13,8 @@
 //! | SIGURG | a vCPU's, which does not end a process ([`Kicker`](crate::kvm::Kicker)) |
 //! | SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2 and those of a terminal | events of the main loop, where there is one ([`Signals`](crate::terminal::Signals)) |
 //!
-//! The standard library's own handler of SIGSEGV and SIGBUS is replaced: it takes a signal that somebody has sent for a fault that
-//! will happen again, and lets the process live.
+//! The standard library's own handler of SIGSEGV and SIGBUS is replaced: it takes a signal that
+//! somebody has sent for a fault that will happen again, and lets the process live.
 
 #![expect(unsafe_code, reason = "signal handlers, which keep to signal-safe functions")]
 
@@ -32,7 +33,8 @@ pub use line::LineBuffer;
 use crate::seccomp;
 use crate::terminal;
 
-/// What a fault of the process's own raises. Their handlers stay until the process ends: two threads may have a fault at once.
+/// What a fault of the process's own raises. Their handlers stay until the process ends: two
+/// threads may have a fault at once.
 pub(crate) const FAULTS: [libc::c_int; 5] = [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
 /// What else ends a process by default, beside [`real_time`]. A confined thread may not change what these do, so that
 /// the kernel resets their handlers.
@@ -58,7 +60,8 @@ const OF_THE_LIBRARY: [libc::c_int; 2] = [32, 33];
 const TURN_MS: libc::c_long = 10;
 const TURNS: u32 = 100;
 
-/// From now on an unexpected signal ends the process with a line, and a write beyond a limit fails. A second call does nothing.
+/// From now on an unexpected signal ends the process with a line, and a write beyond a limit fails.
+/// A second call does nothing.
 pub fn install() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
@@ -108,8 +111,8 @@ fn ignore_past_the_library(signal: libc::c_int) {
     }
 }
 
-/// From now on a panic is told by one line, as a signal is. For a program that a panic ends; one that reads its own file for a backtrace
-/// would be stopped by its filter.
+/// From now on a panic is told by one line, as a signal is. For a program that a panic ends; one
+/// that reads its own file for a backtrace would be stopped by its filter.
 fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         terminal::restore();
@@ -160,8 +163,9 @@ fn claim_last_word() -> Word {
     }
 }
 
-/// From now on what asks a process to end (SIGTERM, SIGINT, SIGHUP unless ignored) ends this one at once, with `CODE`: for one that has
-/// nothing to finish. As the first process of a container it would not be ended at all otherwise.
+/// From now on what asks a process to end (SIGTERM, SIGINT, SIGHUP unless ignored) ends this one at
+/// once, with `CODE`: for one that has nothing to finish. As the first process of a container it
+/// would not be ended at all otherwise.
 pub fn end_when_asked<const CODE: libc::c_int>() {
     extern "C" fn end<const CODE: libc::c_int>(_: libc::c_int) {
         // SAFETY: may be called in a signal handler.
@@ -178,8 +182,9 @@ pub fn end_when_asked<const CODE: libc::c_int>() {
 /// Whether somebody has asked this process to end.
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// From now on what asks a process to end (SIGTERM, SIGINT, SIGHUP unless ignored) is only [noted](is_asked_to_end): for one that has something
-/// to clear away. The second time it ends the process as it does by default.
+/// From now on what asks a process to end (SIGTERM, SIGINT, SIGHUP unless ignored) is only
+/// [noted](is_asked_to_end): for one that has something to clear away. The second time it ends the
+/// process as it does by default.
 pub fn note_when_asked() {
     extern "C" fn note(_: libc::c_int) {
         ASKED.store(true, Ordering::Relaxed);
@@ -219,7 +224,8 @@ pub fn is_ignored(signal: libc::c_int) -> bool {
 
 extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     terminal::restore();
-    // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler; every field is a number, whoever sent the signal.
+    // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler; every field is a number,
+    // whoever sent the signal.
     let info = unsafe { &*info };
     if seccomp::is_violation(signal, info) {
         seccomp::end_on_violation(info);
@@ -236,7 +242,8 @@ extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut 
     if FAULTS.contains(&signal) {
         set(signal, libc::SIG_DFL, 0);
     }
-    // SAFETY: numbers only; the signal is blocked until the handler has returned, and then does what it does by default.
+    // SAFETY: numbers only; the signal is blocked until the handler has returned, and then does
+    // what it does by default.
     unsafe { libc::raise(signal) };
 }
 

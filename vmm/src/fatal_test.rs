@@ -66,7 +66,8 @@ fn die(what: &str) {
     std::process::exit(77);
 }
 
-/// Not a test by itself: run by those below, in a process of its own. As in husk, a thread with a role's filter has the fault.
+/// Not a test by itself: run by those below, in a process of its own. As in husk, a thread with a
+/// role's filter has the fault.
 #[test]
 fn victim() {
     let Ok(what) = std::env::var(DIE_OF) else { return };

@@ -1,7 +1,8 @@
 //! husk: a KVM virtual machine monitor for pods.
 //!
-//! This crate owns the process: KVM, threads, the command line. What a guest finds in RAM is `husk-firmware`'s, what sits on its
-//! buses `husk-devices`' and `husk-virtio`'s. The library is the program's; its API serves the program and the tests.
+//! This crate owns the process: KVM, threads, the command line. What a guest finds in RAM is
+//! `husk-firmware`'s, what sits on its buses `husk-devices`' and `husk-virtio`'s. The library is
+//! the program's; its API serves the program and the tests.
 
 pub mod api;
 mod background;

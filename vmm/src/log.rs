@@ -1,10 +1,11 @@
-//! The log: one line an event on standard error, in a file, with journald or the system's log. The text form is marked with its level
-//! as Kata's shims look for it.
+//! The log: one line an event on standard error, in a file, with journald or the system's log. The
+//! text form is marked with its level as Kata's shims look for it.
 //!
-//! A reader that stops reading must not stop the VM: a line for which there is no room, on a full file system too, is dropped, and the next
-//! one that gets through is preceded by the number of those that did not. If only a part of a line was written, the
-//! next one starts with a line end. Only a reader that has gone (`EPIPE`) misses nothing. What one place in the source
-//! says too often is counted instead (`limiter.rs`).
+//! A reader that stops reading must not stop the VM: a line for which there is no room, on a full
+//! file system too, is dropped, and the next one that gets through is preceded by the number of
+//! those that did not. If only a part of a line was written, the next one starts with a line end.
+//! Only a reader that has gone (`EPIPE`) misses nothing. What one place in the source says too
+//! often is counted instead (`limiter.rs`).
 
 mod level;
 mod limiter;
@@ -51,15 +52,16 @@ pub struct Options {
     pub tag: Option<Tag>,
 }
 
-/// Starts logging on standard error: errors and warnings, with `-v` also information, with `-vv` also what helps to debug. A second call
-/// only changes the level.
+/// Starts logging on standard error: errors and warnings, with `-v` also information, with `-vv`
+/// also what helps to debug. A second call only changes the level.
 pub fn init(verbosity: u8) {
     start();
     log::set_max_level(level::level(verbosity));
 }
 
-/// As [`init`], where and how `options` say. The first such call counts. Where nobody takes the lines of a daemon, standard error has
-/// them, and says so: a pod does not want to be without its VM because a log is away.
+/// As [`init`], where and how `options` say. The first such call counts. Where nobody takes the
+/// lines of a daemon, standard error has them, and says so: a pod does not want to be without its
+/// VM because a log is away.
 ///
 /// # Errors
 /// A file cannot be written to.

@@ -77,8 +77,8 @@ pub fn prepare() {
     allow_all_descriptors();
 }
 
-/// The same for a process that serves files. Most descriptors, 0 for as many as there are now; if nothing is said, as many as the host
-/// allows, up to a million.
+/// The same for a process that serves files. Most descriptors, 0 for as many as there are now; if
+/// nothing is said, as many as the host allows, up to a million.
 ///
 /// # Errors
 /// Of a limit that was asked for, what the host says.
@@ -116,7 +116,8 @@ pub fn inherited(fd: RawFd) -> std::io::Result<OwnedFd> {
 
 /// A table that has to grow when there are several threads makes the kernel wait for all of them.
 fn grow_descriptor_table() {
-    // SAFETY: duplicates a descriptor to a number of at least DESCRIPTORS; failure leaves the table small, which only costs time.
+    // SAFETY: duplicates a descriptor to a number of at least DESCRIPTORS; failure leaves the table
+    // small, which only costs time.
     let high = unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, DESCRIPTORS) };
     if high >= 0 {
         // SAFETY: closes the duplicate that was just made.
@@ -124,16 +125,18 @@ fn grow_descriptor_table() {
     }
 }
 
-/// Has every thread allocate where the first one does. glibc gives threads heaps of their own, of 64 MiB of addresses each, which grow by
-/// mprotect and look into `/proc` before they shrink: no thread that is confined to its role can do either. The process's first heap needs
-/// brk, and is enough: what is hot here allocates nothing.
+/// Has every thread allocate where the first one does. glibc gives threads heaps of their own, of
+/// 64 MiB of addresses each, which grow by mprotect and look into `/proc` before they shrink: no
+/// thread that is confined to its role can do either. The process's first heap needs brk, and is
+/// enough: what is hot here allocates nothing.
 fn share_heap() {
     // SAFETY: numbers only; malloc takes its own lock.
     let done = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     debug_assert_eq!(done, 1, "glibc knows M_ARENA_MAX");
 }
 
-/// Raises the limit on open descriptors as far as the process may: each vsock stream is one. With less, streams are refused earlier.
+/// Raises the limit on open descriptors as far as the process may: each vsock stream is one. With
+/// less, streams are refused earlier.
 fn allow_all_descriptors() {
     let mut limit = libc::rlimit {
         rlim_cur: 0,

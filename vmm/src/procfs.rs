@@ -7,12 +7,12 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, linkat};
 
-/// How names of mappings of guest memory begin in `smaps`: a memfd's, or that of anonymous memory. What follows tells them apart
-/// ([`RAM_NAME`](crate::memory::RAM_NAME) and others).
+/// How names of mappings of guest memory begin in `smaps`: a memfd's, or that of anonymous memory.
+/// What follows tells them apart ([`RAM_NAME`](crate::memory::RAM_NAME) and others).
 const GUEST_MEMORY: [&str; 2] = ["/memfd:guest-", "[anon:guest-"];
 
-/// The fields of `/proc/PID/stat` from the third on, the state: what follows the program's name, which may have spaces and brackets in it.
-/// None if there is no name.
+/// The fields of `/proc/PID/stat` from the third on, the state: what follows the program's name,
+/// which may have spaces and brackets in it. None if there is no name.
 pub(crate) fn stat_fields(stat: &str) -> Vec<&str> {
     let rest = stat.rsplit_once(')').map(|(_, rest)| rest);
     rest.unwrap_or_default().split_whitespace().collect()
@@ -31,7 +31,8 @@ pub(crate) fn numbers(folder: &Path) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// The first `limit` bytes of `path`, and whether there are more: what a process shows of itself in `/proc` is as long as it likes.
+/// The first `limit` bytes of `path`, and whether there are more: what a process shows of itself in
+/// `/proc` is as long as it likes.
 ///
 /// # Errors
 /// It cannot be read.
@@ -61,15 +62,15 @@ pub(crate) fn soft_limit(limits: &str, name: &str) -> Option<u64> {
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// The bytes that a text like `/proc/meminfo` (proc_meminfo(5)) or `/proc/PID/status` gives in kB for `name`, such as `MemTotal:`. None when it
-/// has no such line, or more than 64 bits hold.
+/// The bytes that a text like `/proc/meminfo` (proc_meminfo(5)) or `/proc/PID/status` gives in kB
+/// for `name`, such as `MemTotal:`. None when it has no such line, or more than 64 bits hold.
 pub(crate) fn meminfo_bytes(meminfo: &str, name: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Controllers and path of a line of `/proc/PID/cgroup`, `id:controllers:path` (cgroups(7)). The unified hierarchy of version 2 has no
-/// controllers in its line.
+/// Controllers and path of a line of `/proc/PID/cgroup`, `id:controllers:path` (cgroups(7)). The
+/// unified hierarchy of version 2 has no controllers in its line.
 pub(crate) fn control_group(line: &str) -> Option<(&str, &str)> {
     line.split_once(':')?.1.split_once(':')
 }
@@ -83,7 +84,8 @@ pub(crate) struct BesideGuest {
     pub has_guest: bool,
 }
 
-/// The sum of `items`, such as `Private_Dirty:`, of all mappings in a text like `/proc/PID/smaps` that are no guest memory.
+/// The sum of `items`, such as `Private_Dirty:`, of all mappings in a text like `/proc/PID/smaps`
+/// that are no guest memory.
 ///
 /// # Errors
 /// It cannot be read to its end.

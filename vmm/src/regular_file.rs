@@ -1,4 +1,5 @@
-//! Reads a file that somebody else has named: a regular one of bounded size, and nothing that would be waited for or has no end.
+//! Reads a file that somebody else has named: a regular one of bounded size, and nothing that would
+//! be waited for or has no end.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,8 +1,9 @@
 //! Threads for devices, created by a thread that may.
 //!
-//! A driver starts its device by a register write, on a vCPU thread. A vCPU has no need to create threads, and what it creates would
-//! inherit its seccomp filter, which has no room for a device's work. So vCPUs send a request to the thread `spawner`,
-//! whose filter has that room and no other, and go on with their guest.
+//! A driver starts its device by a register write, on a vCPU thread. A vCPU has no need to create
+//! threads, and what it creates would inherit its seccomp filter, which has no room for a device's
+//! work. So vCPUs send a request to the thread `spawner`, whose filter has that room and no other,
+//! and go on with their guest.
 
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};

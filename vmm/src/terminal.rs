@@ -1,8 +1,11 @@
 //! husk's own standard input and output as a guest's terminal.
 //!
-//! [`RawMode`] hands every key to the guest and puts the terminal back whatever happens. [`Input`] reads it, with a way out
-//! ([`Escape`]); [`ProcessOutputs`], and a [`PortOutput`] for whatever else takes a guest's output, write to a [`NonBlockingFile`], the [`Journal`] or a [`WriterThread`],
-//! which has files written by a thread, without ever holding up a vCPU; a [`Chardev`] is what others attach to instead; [`Signals`] turns signals into events of the main loop.
+//! [`RawMode`] hands every key to the guest and puts the terminal back whatever happens. [`Input`]
+//! reads it, with a way out ([`Escape`]); [`ProcessOutputs`], and a [`PortOutput`] for whatever
+//! else takes a guest's output, write to a [`NonBlockingFile`], the [`Journal`] or a
+//! [`WriterThread`], which has files written by a thread, without ever holding up a vCPU; a
+//! [`Chardev`] is what others attach to instead; [`Signals`] turns signals into events of the main
+//! loop.
 //!
 //! | how husk ends | who restores the terminal |
 //! |---|---|
@@ -87,8 +90,9 @@ pub struct RawMode {
 }
 
 impl RawMode {
-    /// Makes standard input raw and prints [`ESCAPE_HINT`] on standard error; `None` when standard input is no terminal. A
-    /// process in the background stops here until it is brought to the foreground, as terminal programs do.
+    /// Makes standard input raw and prints [`ESCAPE_HINT`] on standard error; `None` when standard
+    /// input is no terminal. A process in the background stops here until it is brought to the
+    /// foreground, as terminal programs do.
     ///
     /// # Errors
     /// What the terminal says.
@@ -101,7 +105,8 @@ impl RawMode {
         Self::enter_on(stdin.as_fd(), raw).map(Some)
     }
 
-    /// Has standard input pass keys on one by one and unseen, but for those that are signals; `None` when it is no terminal.
+    /// Has standard input pass keys on one by one and unseen, but for those that are signals;
+    /// `None` when it is no terminal.
     ///
     /// # Errors
     /// What the terminal says.
@@ -122,8 +127,8 @@ impl RawMode {
         Ok(Self { fd, change })
     }
 
-    /// Restores the terminal and stops the process, as SIGTSTP asks. Returns when the process has been continued; the terminal is
-    /// raw again only after [`RawMode::resume`].
+    /// Restores the terminal and stops the process, as SIGTSTP asks. Returns when the process has
+    /// been continued; the terminal is raw again only after [`RawMode::resume`].
     pub fn suspend(&self) {
         restore();
         stop_process();
@@ -193,8 +198,8 @@ pub fn line_end() -> &'static str {
     }
 }
 
-/// Whether `fd` takes a short write (up to `PIPE_BUF` bytes into a pipe) without blocking. Also true of what is broken: the write
-/// will say so.
+/// Whether `fd` takes a short write (up to `PIPE_BUF` bytes into a pipe) without blocking. Also
+/// true of what is broken: the write will say so.
 pub fn has_room(fd: BorrowedFd<'_>) -> bool {
     writable_within(fd, 0)
 }

@@ -122,8 +122,8 @@ fn die_raw(signal: libc::c_int) {
     }
 }
 
-/// Runs `test` again in a process of its own, where it is to call [`die_raw`]. Returns whether the terminal was cooked again
-/// afterwards, and how the process ended.
+/// Runs `test` again in a process of its own, where it is to call [`die_raw`]. Returns whether the
+/// terminal was cooked again afterwards, and how the process ended.
 fn dies_of(signal: libc::c_int, test: &str) -> (bool, std::process::ExitStatus) {
     let (_emulator, terminal) = pty(80, 24);
     let mut child = rerun(&format!("terminal::tests::{test}"))

@@ -1,12 +1,13 @@
 //! Where the time of a VM's life goes: phases of the start, marks of the guest, the way out.
 //!
-//! Phases on the main thread follow one another: [`Trace::mark`] ends one where the next begins. Work on another thread is a
-//! [`Trace::span`]. The guest marks its own progress with bytes written to I/O port 0x80. A trace that is off is one `None` and
-//! costs a branch for each mark.
+//! Phases on the main thread follow one another: [`Trace::mark`] ends one where the next begins.
+//! Work on another thread is a [`Trace::span`]. The guest marks its own progress with bytes written
+//! to I/O port 0x80. A trace that is off is one `None` and costs a branch for each mark.
 //!
-//! Time counts from exec, which no clock records: it is taken to lie as long before `main` as the process has used CPU time by
-//! then. That is exact for a process that has not slept; it includes what the process did between fork and exec, which is little
-//! unless a program that had worked for long executes husk in its own place.
+//! Time counts from exec, which no clock records: it is taken to lie as long before `main` as the
+//! process has used CPU time by then. That is exact for a process that has not slept; it includes
+//! what the process did between fork and exec, which is little unless a program that had worked for
+//! long executes husk in its own place.
 
 mod render;
 
@@ -145,7 +146,8 @@ impl Trace {
         Self(None)
     }
 
-    /// A trace that begins at exec. `main` was entered at `begin`: [`Phase::Exec`] is recorded, and the next mark counts from there.
+    /// A trace that begins at exec. `main` was entered at `begin`: [`Phase::Exec`] is recorded, and
+    /// the next mark counts from there.
     pub fn on_since(begin: Begin) -> Self {
         let zero = begin.exec();
         let trace = Self(Some(Arc::new(Recorder {
@@ -205,7 +207,8 @@ impl Trace {
         }
     }
 
-    /// The first vCPU is about to enter the guest for the first time. Ends [`Phase::FirstRun`]; later calls change nothing.
+    /// The first vCPU is about to enter the guest for the first time. Ends [`Phase::FirstRun`];
+    /// later calls change nothing.
     pub fn enter_guest(&self) {
         self.record_now(|log, now| {
             if log.guest_from.is_none() {

@@ -1,8 +1,9 @@
 //! What only the start needed, given back to the host once the guest runs.
 //!
-//! Options, kernel loaders and the machine's construction are most of the program, and most of a pod's own memory is pages of the
-//! program. They are in the page cache in any case: mapped, they count as the pod's and the host is slow to reclaim them; unmapped,
-//! they are the cache's alone, and what is needed again comes back by a minor fault. The heap's free pages go as well.
+//! Options, kernel loaders and the machine's construction are most of the program, and most of a
+//! pod's own memory is pages of the program. They are in the page cache in any case: mapped, they
+//! count as the pod's and the host is slow to reclaim them; unmapped, they are the cache's alone,
+//! and what is needed again comes back by a minor fault. The heap's free pages go as well.
 #![expect(
     unsafe_code,
     reason = "madvise(2) and malloc_trim(3) have no safe wrapper, and loaded segments are known by address"
@@ -27,13 +28,16 @@ const LAST: Duration = Duration::from_secs(64);
 pub enum Activity {
     /// A start, or a command that changes something.
     Change,
-    /// A question, as a scraper asks many. A trim has the threads of a guest that is at work find their pages again, so it comes rarely for that.
+    /// A question, as a scraper asks many. A trim has the threads of a guest that is at work find
+    /// their pages again, so it comes rarely for that.
     Query,
 }
 
-/// When to trim: soon after a start or a command, and some more times, each after twice the pause of the one before. What a guest needs of the program
-/// on its way to rest (its drivers' start, the first files) comes after the first trim, and nobody tells when it is there: so that goes when the guest
-/// has rested for as long as its way took, at the latest. Two minutes later there are no more, and an idle VM is not woken.
+/// When to trim: soon after a start or a command, and some more times, each after twice the pause
+/// of the one before. What a guest needs of the program on its way to rest (its drivers' start, the
+/// first files) comes after the first trim, and nobody tells when it is there: so that goes when
+/// the guest has rested for as long as its way took, at the latest. Two minutes later there are no
+/// more, and an idle VM is not woken.
 #[derive(Debug)]
 pub struct TrimSchedule(Duration);
 
@@ -62,17 +66,18 @@ impl TrimSchedule {
     }
 }
 
-/// Unmaps the program's pages that cannot have been written to, and returns free pages of the heap. Any thread may be in the middle
-/// of them: it takes a page fault. A fault brings what is around it as well, 64 KiB as a rule: so the heap comes first and the program's code last,
-/// and whoever calls this should have nothing left to do.
+/// Unmaps the program's pages that cannot have been written to, and returns free pages of the heap.
+/// Any thread may be in the middle of them: it takes a page fault. A fault brings what is around it
+/// as well, 64 KiB as a rule: so the heap comes first and the program's code last, and whoever
+/// calls this should have nothing left to do.
 pub fn trim() {
     trim_heap();
     let mut found = Segments::default();
     // SAFETY: the callback is called during this call only, with the program's own headers and what it is to write to.
     unsafe { libc::dl_iterate_phdr(Some(collect), (&raw mut found).cast()) };
     for (start, len) in found.0.into_iter().flatten() {
-        // SAFETY: these pages are private, of a file, and never written to: what is read there next is what was read before.
-        // Where the host refuses, they stay.
+        // SAFETY: these pages are private, of a file, and never written to: what is read there next
+        // is what was read before. Where the host refuses, they stay.
         unsafe { libc::madvise(start as *mut c_void, len, libc::MADV_DONTNEED) };
     }
 }
@@ -83,7 +88,8 @@ pub fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Address and length of the read-only segments of the program, in the order of its headers: of constants and of code. A linker makes no more than four.
+/// Address and length of the read-only segments of the program, in the order of its headers: of
+/// constants and of code. A linker makes no more than four.
 #[derive(Debug, Default)]
 struct Segments([Option<(usize, usize)>; 4]);
 

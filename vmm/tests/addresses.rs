@@ -1,4 +1,5 @@
-//! Guest-physical addresses of a VM that may have fewer bits of them than its host (`cpus.max_phys_bits`). Needs `/dev/kvm`.
+//! Guest-physical addresses of a VM that may have fewer bits of them than its host
+//! (`cpus.max_phys_bits`). Needs `/dev/kvm`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -9,7 +10,8 @@ use std::fs::{self, File};
 use process::{Client, Husk, has_kvm};
 use serde_json::{Value, json};
 
-/// What becomes of the creation and the boot of a guest of a few instructions with so many bits, and persistent memory of so many bytes.
+/// What becomes of the creation and the boot of a guest of a few instructions with so many bits,
+/// and persistent memory of so many bytes.
 fn boots(husk: &Husk, client: &mut Client, bits: u8, pmem: u64) -> (u16, Value) {
     let path = |name: &str| husk.folder.path().join(name);
     let code = husk_benches::code(husk_benches::GuestAction::Halt);

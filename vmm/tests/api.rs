@@ -651,7 +651,8 @@ fn a_boot_that_fails_is_told_from_top_to_root_and_leaves_nothing() {
     husk.shut_down();
 }
 
-/// Memory that is allocated on a thread of its own comes from another place than the main thread's: confinement must let it grow.
+/// Memory that is allocated on a thread of its own comes from another place than the main thread's:
+/// confinement must let it grow.
 #[test]
 fn many_clients_with_large_requests_are_served_while_confined() {
     let mut husk = Husk::start(&["--seccomp", "true"]);

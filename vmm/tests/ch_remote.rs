@@ -1,5 +1,6 @@
-//! The commands of Cloud Hypervisor's `ch-remote`, in its wire format: a connection for each, a request in three or four pieces, bodies with
-//! every field that it writes, and answers read 256 bytes at a time. Those with a guest need `/dev/kvm`.
+//! The commands of Cloud Hypervisor's `ch-remote`, in its wire format: a connection for each, a
+//! request in three or four pieces, bodies with every field that it writes, and answers read 256
+//! bytes at a time. Those with a guest need `/dev/kvm`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -137,7 +138,8 @@ fn a_vm_is_described_and_given_devices_before_it_boots() {
     assert_eq!(husk.child.wait().unwrap().code(), Some(0));
 }
 
-/// The Go shim asks for a queue a vCPU for each disk that it plugs in, the Rust shim for as many pairs as it is configured with.
+/// The Go shim asks for a queue a vCPU for each disk that it plugs in, the Rust shim for as many
+/// pairs as it is configured with.
 #[test]
 fn a_device_may_have_a_queue_for_each_vcpu_of_a_large_pod() {
     let husk = Husk::start(&[]);

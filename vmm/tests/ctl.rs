@@ -127,8 +127,8 @@ fn a_vm_is_configured_and_forgotten() {
     assert_eq!(husk.shut_down().code(), Some(0));
 }
 
-/// One rule for all commands: what is wrong on the command line or in a file is exit code 2 and names the command's own help, and a file that
-/// cannot be read is a failure, exit code 1.
+/// One rule for all commands: what is wrong on the command line or in a file is exit code 2 and
+/// names the command's own help, and a file that cannot be read is a failure, exit code 1.
 #[test]
 fn what_cannot_be_asked_is_refused_before_anybody_is_asked() {
     let folder = tempfile::tempdir().unwrap();

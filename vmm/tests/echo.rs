@@ -1,5 +1,5 @@
-//! What `vm.info` echoes, read by the strict types of Kata's Rust shim: one field that they do not take, and a pod cannot be resized
-//! or restored.
+//! What `vm.info` echoes, read by the strict types of Kata's Rust shim: one field that they do not
+//! take, and a pod cannot be resized or restored.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -701,7 +701,8 @@ fn a_process_without_descriptors_serves_what_is_open_and_everything_once_it_has_
     assert!(daemon.end().success(), "{}", daemon.said);
 }
 
-/// Nodes beyond the limit have no descriptor, and are looked up and opened all the same; open files are as many as there is room for.
+/// Nodes beyond the limit have no descriptor, and are looked up and opened all the same; open files
+/// are as many as there is room for.
 #[test]
 fn with_few_descriptors_every_request_is_answered_and_all_is_well_once_there_are_some() {
     const FILES: usize = 300;
@@ -787,6 +788,7 @@ fn an_idle_server_takes_little_memory() {
         let line = rollup.lines().find_map(|line| line.strip_prefix(field)).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     };
-    // Of the program's file more may be mapped, which the page cache has anyway. Builds without optimisation have more of everything.
+    // Of the program's file more may be mapped, which the page cache has anyway. Builds without
+    // optimisation have more of everything.
     assert!(kib("Anonymous:") < 2048, "{rollup}");
 }

@@ -1,5 +1,5 @@
-//! Persistent memory on a file system that has no room left, on a guest of a few instructions. Needs `/dev/kvm`, and a user namespace to
-//! mount a small file system in.
+//! Persistent memory on a file system that has no room left, on a guest of a few instructions.
+//! Needs `/dev/kvm`, and a user namespace to mount a small file system in.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -11,8 +11,9 @@ use std::process::{Command, Output};
 use husk_benches::GuestAction;
 use process::HUSK;
 
-/// Fills 2 MiB of persistent memory, the first there is, page by page, and powers off. The window is the last quarter of physical
-/// addresses, as many as CPUID says (Intel SDM vol. 2A, CPUID 80000008H); four levels of paging reach it, also from 32-bit code (vol. 3A §4.5).
+/// Fills 2 MiB of persistent memory, the first there is, page by page, and powers off. The window
+/// is the last quarter of physical addresses, as many as CPUID says (Intel SDM vol. 2A, CPUID
+/// 80000008H); four levels of paging reach it, also from 32-bit code (vol. 3A §4.5).
 fn kernel() -> Vec<u8> {
     const LEVEL_4: u32 = 0x30_0000;
     const POINTERS: u32 = LEVEL_4 + 0x1000;
@@ -51,7 +52,8 @@ fn kernel() -> Vec<u8> {
     husk_benches::elf_of(&code)
 }
 
-/// How husk ends whose guest fills a file of 2 MiB without blocks, on a file system of `megabytes`; `None` where there can be none.
+/// How husk ends whose guest fills a file of 2 MiB without blocks, on a file system of `megabytes`;
+/// `None` where there can be none.
 fn fills(megabytes: u32, options: &str) -> Option<Output> {
     if !process::has_kvm() {
         return None;

@@ -59,7 +59,8 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// A husk with a VM whose command line has a secret in it; with a guest that has printed one where it `boots`, if one can run here.
+/// A husk with a VM whose command line has a secret in it; with a guest that has printed one where
+/// it `boots`, if one can run here.
 fn husk(boots: bool) -> Option<Husk> {
     if boots && !has_kvm() {
         return None;
@@ -314,8 +315,8 @@ fn a_husk_that_takes_no_connection_is_found_by_whatever_path_leads_to_its_socket
     husk.signal(Signal::CONT);
 }
 
-/// `run` in a mount namespace where an empty file system lies over `place`, which is `$1` there; `$2` is husk, and `$3` its `socket`. `None`
-/// where there can be none, which is said.
+/// `run` in a mount namespace where an empty file system lies over `place`, which is `$1` there;
+/// `$2` is husk, and `$3` its `socket`. `None` where there can be none, which is said.
 fn behind_a_mount(place: &Path, run: &str, socket: &Path) -> Option<Child> {
     let inside = |script: &str| {
         let mut command = Command::new("unshare");

@@ -1,4 +1,5 @@
-//! `husk install` and `husk uninstall` as a shell sees them: the built program puts itself into a system below a temporary directory.
+//! `husk install` and `husk uninstall` as a shell sees them: the built program puts itself into a
+//! system below a temporary directory.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -209,7 +210,8 @@ fn an_upgrade_without_options_keeps_those_of_the_first_time() {
     );
 }
 
-/// Has a shell of a mount namespace of its own do `commands`, with the program as `$0` and `root` as `$1`; `None` where there is none to be had.
+/// Has a shell of a mount namespace of its own do `commands`, with the program as `$0` and `root`
+/// as `$1`; `None` where there is none to be had.
 fn with_mounts(root: &Path, commands: &str) -> Option<Output> {
     let mut shell = Command::new("unshare");
     shell.args(["--mount", "sh", "-ec", "mount -t tmpfs none /tmp"]);

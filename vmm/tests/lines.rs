@@ -1,5 +1,5 @@
-//! A serial port that others attach to, by a socket or a pseudo-terminal, on a guest of a few instructions that says what it hears. All of
-//! husk's threads are confined. Needs `/dev/kvm`.
+//! A serial port that others attach to, by a socket or a pseudo-terminal, on a guest of a few
+//! instructions that says what it hears. All of husk's threads are confined. Needs `/dev/kvm`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -1,5 +1,6 @@
-//! Where husk's log goes: journald and the system's log, both played by a socket that speaks their protocol; files, JSON, levels by
-//! signal; and what a husk that dies leaves there. All of them confined.
+//! Where husk's log goes: journald and the system's log, both played by a socket that speaks their
+//! protocol; files, JSON, levels by signal; and what a husk that dies leaves there. All of them
+//! confined.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -156,7 +157,8 @@ fn a_daemon_that_does_not_read_holds_nobody_up() {
     let daemon = Daemon::start();
     let mut husk = Husk::start(&["-v", "--log", &daemon.option("syslog")]);
     let mut client = husk.client();
-    // Different places in the source, none of them too often for its limit, and more than a socket's queue has room for.
+    // Different places in the source, none of them too often for its limit, and more than a
+    // socket's queue has room for.
     for _ in 0..100 {
         assert_eq!(client.get("nowhere").0, 404);
         assert_eq!(client.put("vm.pause", None).0, 404);

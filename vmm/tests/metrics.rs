@@ -1,5 +1,5 @@
-//! Figures as a scraper sees them: where they are served, to whom, and what they say of a process and of a guest of a few instructions.
-//! Those of every kind of device are in tests/kinds.rs.
+//! Figures as a scraper sees them: where they are served, to whom, and what they say of a process
+//! and of a guest of a few instructions. Those of every kind of device are in tests/kinds.rs.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

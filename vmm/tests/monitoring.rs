@@ -1,5 +1,5 @@
-//! The way of monitoring that docs/operate.md shows, with the programs that it names: Prometheus scrapes husk through nginx, and answers every query of
-//! the dashboard.
+//! The way of monitoring that docs/operate.md shows, with the programs that it names: Prometheus
+//! scrapes husk through nginx, and answers every query of the dashboard.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -113,7 +113,8 @@ fn number(port: u16, query: &str) -> f64 {
     one["value"][1].as_str().unwrap().parse().unwrap()
 }
 
-/// A VM that runs a few instructions, with a disk and figures on a socket of its own; and, as Kata starts it, one with the API alone.
+/// A VM that runs a few instructions, with a disk and figures on a socket of its own; and, as Kata
+/// starts it, one with the API alone.
 fn husks(folder: &Path) -> [Husk; 2] {
     let metrics = folder.join("husk/web.sock");
     let husk = Husk::start(&["--metrics", metrics.to_str().unwrap()]);

@@ -1,4 +1,5 @@
-//! Devices of `husk run` that the command line gives no name: they have one each, by which a client finds them. Needs `/dev/kvm`.
+//! Devices of `husk run` that the command line gives no name: they have one each, by which a client
+//! finds them. Needs `/dev/kvm`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -11,7 +12,8 @@ use std::process::{Command, Stdio};
 use process::{Client, HUSK, Husk, Signal, has_kvm};
 use serde_json::{Value, json};
 
-/// `husk run` of a guest of a few instructions with empty disks, each described by the keys after its path, once it runs.
+/// `husk run` of a guest of a few instructions with empty disks, each described by the keys after
+/// its path, once it runs.
 fn running(disks: &[&str]) -> Husk {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);

@@ -1,4 +1,5 @@
-//! Where a serial port may print, on a guest of a few instructions: whatever is there, the guest comes to its end. Needs `/dev/kvm`.
+//! Where a serial port may print, on a guest of a few instructions: whatever is there, the guest
+//! comes to its end. Needs `/dev/kvm`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

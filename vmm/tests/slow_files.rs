@@ -1,4 +1,5 @@
-//! Files on a file system that does not answer: what is served meanwhile. Needs `/dev/kvm`, and a mount of a FUSE of the tests' own.
+//! Files on a file system that does not answer: what is served meanwhile. Needs `/dev/kvm`, and a
+//! mount of a FUSE of the tests' own.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -1,7 +1,7 @@
 //! MADT (ACPI 6.5 §5.2.12): vCPUs and the I/O APIC.
 //!
-//! `PCAT_COMPAT` is clear: there is no 8259, and Linux does not look for one. GSIs 0 to 23 are the pins of the I/O APIC, without
-//! overrides: whoever uses one says its trigger and polarity in AML.
+//! `PCAT_COMPAT` is clear: there is no 8259, and Linux does not look for one. GSIs 0 to 23 are the
+//! pins of the I/O APIC, without overrides: whoever uses one says its trigger and polarity in AML.
 
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::sdt::Sdt;
@@ -13,8 +13,8 @@ use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::Platform;
 use crate::layout::{IOAPIC, LAPIC};
 
-/// Revision of the table (ACPI 6.5 §5.2.12). From 5 on, a guest takes a disabled processor for one that may come only if it is
-/// marked online capable.
+/// Revision of the table (ACPI 6.5 §5.2.12). From 5 on, a guest takes a disabled processor for one
+/// that may come only if it is marked online capable.
 const REVISION: u8 = 6;
 const HEADER_LEN: u32 = 44;
 const LAPIC_OFFSET: usize = 36;

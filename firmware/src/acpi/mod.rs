@@ -1,7 +1,8 @@
 //! ACPI tables of a hardware-reduced machine (ACPI 6.5 §4.1).
 //!
-//! The RSDP is at [`ACPI`], and where there is room the other tables follow it. Those of some 900 vCPUs and more do not fit
-//! below 1 MiB: then all but the RSDP are in the highest free pages of RAM below 4 GiB, which the memory map gives to ACPI.
+//! The RSDP is at [`ACPI`], and where there is room the other tables follow it. Those of some 900
+//! vCPUs and more do not fit below 1 MiB: then all but the RSDP are in the highest free pages of
+//! RAM below 4 GiB, which the memory map gives to ACPI.
 
 mod dsdt;
 mod madt;
@@ -26,8 +27,9 @@ const OEM_REVISION: u32 = 1;
 /// Tables start on a multiple of this, as the RSDP must (ACPI 6.5 §5.2.5.1).
 const ALIGN: usize = 16;
 
-/// Bytes of AML that a machine may have. A vCPU takes about 120, so that 4096 of them have half a MiB; what is far above is
-/// a mistake, and would reach the bound of AML's own lengths, 2^28 (ACPI 6.5 §20.2.4).
+/// Bytes of AML that a machine may have. A vCPU takes about 120, so that 4096 of them have half a
+/// MiB; what is far above is a mistake, and would reach the bound of AML's own lengths, 2^28 (ACPI
+/// 6.5 §20.2.4).
 const AML_MAX: usize = 8 << 20;
 
 /// Tables among RAM have whole pages for themselves: a guest deals in nothing less.
@@ -111,8 +113,8 @@ pub(crate) fn write(mem: &GuestMemoryMmap, platform: &Platform, loaded: &Loaded)
     })
 }
 
-/// The highest RAM below `ram_end` that `loaded` leaves free (start, end), whole pages: above the initramfs if there are
-/// `bytes` bytes, else below it.
+/// The highest RAM below `ram_end` that `loaded` leaves free (start, end), whole pages: above the
+/// initramfs if there are `bytes` bytes, else below it.
 fn free_ram(loaded: &Loaded, ram_end: u64, bytes: u64) -> (u64, u64) {
     let kernel_end = loaded.kernel.end.next_multiple_of(PAGE);
     let ram_end = ram_end & !(PAGE - 1);
@@ -159,8 +161,8 @@ pub struct Tables {
     pub high: Option<Piece>,
 }
 
-/// Builds all tables of `platform`. `place` is called if they do not fit at [`ACPI`]: it takes the bytes that all but the
-/// RSDP have, and tells where in RAM they are to be, a multiple of 16.
+/// Builds all tables of `platform`. `place` is called if they do not fit at [`ACPI`]: it takes the
+/// bytes that all but the RSDP have, and tells where in RAM they are to be, a multiple of 16.
 ///
 /// # Errors
 /// [`AcpiError::Aml`], and those of `place`.

@@ -8,8 +8,9 @@ use acpi_tables::mcfg::MCFG;
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::{Ecam, PowerRegisters};
 
-/// `IAPC_BOOT_ARCH`: what Linux need not look for (ACPI 6.5 §5.2.9.3). `LEGACY_DEVICES` and `8042` are left out on purpose: the
-/// keyboard controller is there to be told "reset", and a driver that probed it would only lose time.
+/// `IAPC_BOOT_ARCH`: what Linux need not look for (ACPI 6.5 §5.2.9.3). `LEGACY_DEVICES` and `8042`
+/// are left out on purpose: the keyboard controller is there to be told "reset", and a driver that
+/// probed it would only lose time.
 const VGA_NOT_PRESENT: u16 = 1 << 2;
 /// No power management of links: bus 0 has none.
 const PCIE_ASPM_CONTROLS: u16 = 1 << 4;

@@ -126,7 +126,8 @@ fn read(file: &File, segment: &Segment, mem: &GuestMemoryMmap) -> Result<(), Ker
     if len == 0 {
         return Ok(());
     }
-    // A file that is cut short while it is copied ends the process with SIGBUS; one that has been cut short is an error.
+    // A file that is cut short while it is copied ends the process with SIGBUS; one that has been
+    // cut short is an error.
     let window = Window::open(file, offset, len).map_err(|error| KernelFault::Load {
         offset,
         len,

@@ -1,8 +1,9 @@
 //! The compressed vmlinux of a bzImage, as a stream.
 //!
-//! The kernel's build appends the decompressed size to whatever the compressor wrote, as four bytes; with gzip, which ends in
-//! its own size, it lets that stand for it (Linux `scripts/Makefile.lib`, `size_append`). So the size is known before the first
-//! byte is decompressed, and no payload can grow beyond what it declares.
+//! The kernel's build appends the decompressed size to whatever the compressor wrote, as four
+//! bytes; with gzip, which ends in its own size, it lets that stand for it (Linux
+//! `scripts/Makefile.lib`, `size_append`). So the size is known before the first byte is
+//! decompressed, and no payload can grow beyond what it declares.
 
 use std::fmt;
 use std::fs::File;
@@ -98,7 +99,8 @@ impl fmt::Debug for Payload {
 }
 
 impl Payload {
-    /// Opens the payload at `offset` of `file`, which holds its `len` bytes; gives it with its first [`HEAD_LEN`] bytes.
+    /// Opens the payload at `offset` of `file`, which holds its `len` bytes; gives it with its
+    /// first [`HEAD_LEN`] bytes.
     pub(super) fn open(file: &Arc<File>, offset: u64, len: u64) -> Result<(Self, Vec<u8>), PayloadError> {
         let (mut magic, mut size) = ([0; 6], [0; 4]);
         let size_at = offset.saturating_add(len).saturating_sub(SIZE_LEN);

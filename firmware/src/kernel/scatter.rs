@@ -1,7 +1,7 @@
 //! Streams an image into guest RAM: every byte goes to the segment that wants it, or nowhere.
 //!
-//! Pages of zeroes are not written, since fresh RAM reads as zero. A stock kernel has 11 MiB of them (its bss is in the file),
-//! which the guest's RAM then need not hold.
+//! Pages of zeroes are not written, since fresh RAM reads as zero. A stock kernel has 11 MiB of
+//! them (its bss is in the file), which the guest's RAM then need not hold.
 
 use std::io::BufRead;
 

@@ -1,4 +1,5 @@
-//! A folder of the host by FUSE (Linux `include/uapi/linux/fuse.h`, 7.31): what a guest needs to write trees and to read them.
+//! A folder of the host by FUSE (Linux `include/uapi/linux/fuse.h`, 7.31): what a guest needs to
+//! write trees and to read them.
 //!
 //! | request: `fuse_in_header` | bytes | field                            |
 //! |---------------------------|-------|----------------------------------|
@@ -8,8 +9,9 @@
 //! | 16                        | 8     | `nodeid`: 1 is the folder itself |
 //! | 24                        | 16    | user, group, process             |
 //!
-//! A node is a path, for ever; names and attributes may not be cached, so that what the host changes is seen. There is no
-//! renaming and no removing: what a guest would ask for that is answered with `ENOSYS`.
+//! A node is a path, for ever; names and attributes may not be cached, so that what the host
+//! changes is seen. There is no renaming and no removing: what a guest would ask for that is
+//! answered with `ENOSYS`.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};

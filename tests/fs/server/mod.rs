@@ -1,6 +1,8 @@
-//! A file server with several request queues, each with a thread of its own: what virtiofsd, which has one, cannot show.
+//! A file server with several request queues, each with a thread of its own: what virtiofsd, which
+//! has one, cannot show.
 //!
-//! It lives in the test's process, so the test reads its counts, and decides when two requests must be in progress at once.
+//! It lives in the test's process, so the test reads its counts, and decides when two requests must
+//! be in progress at once.
 
 mod fuse;
 

@@ -1,4 +1,5 @@
-//! The API server in front of several clients at once, who send requests torn anywhere, with descriptors, and leave when they like.
+//! The API server in front of several clients at once, who send requests torn anywhere, with
+//! descriptors, and leave when they like.
 //!
 //! | byte | arguments | what happens |
 //! |---|---|---|
@@ -9,8 +10,9 @@
 //! | 4 | how | the next command is answered, or dropped |
 //! | 5 | - | there is a VM, or no longer |
 //!
-//! The server has a thread of its own, so what comes first may differ from run to run; what a client is answered in the end may not: as
-//! many answers as requests, in their order, each command with the descriptors of its request. No descriptor is left open.
+//! The server has a thread of its own, so what comes first may differ from run to run; what a
+//! client is answered in the end may not: as many answers as requests, in their order, each command
+//! with the descriptors of its request. No descriptor is left open.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;

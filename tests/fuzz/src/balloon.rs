@@ -1,8 +1,8 @@
-//! The balloon: a guest that gives pages away and takes them back as it likes, a host that wishes for more and less, asks for statistics,
-//! and sometimes does not take pages.
+//! The balloon: a guest that gives pages away and takes them back as it likes, a host that wishes
+//! for more and less, asks for statistics, and sometimes does not take pages.
 //!
-//! However that goes, what is given back to the host was named by the guest as a page or reported as a buffer of its RAM, and the sizes
-//! are what host and driver said last.
+//! However that goes, what is given back to the host was named by the guest as a page or reported
+//! as a buffer of its RAM, and the sizes are what host and driver said last.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -49,7 +49,8 @@ pub fn run(input: &[u8]) {
     let named = metrics.inflated_pages.get() * PAGE + metrics.reported_bytes.get();
     let taken = pages.taken_bytes.load(Ordering::Relaxed);
     let kept = pages.kept_bytes.load(Ordering::Relaxed);
-    // Of a request that is too long what was looked at is given back, and not counted; of what was refused, reports are not.
+    // Of a request that is too long what was looked at is given back, and not counted; of what was
+    // refused, reports are not.
     assert!(
         (taken - kept..=taken).contains(&named) || metrics.bad_requests.get() > 0,
         "{taken} of {named} bytes, {kept} refused"

@@ -1,5 +1,5 @@
-//! Buses, PCI root and platform devices together: ports, memory-mapped registers and configuration space as a vCPU reaches them, with
-//! BARs that move and functions that come and go.
+//! Buses, PCI root and platform devices together: ports, memory-mapped registers and configuration
+//! space as a vCPU reaches them, with BARs that move and functions that come and go.
 //!
 //! | byte | arguments | what happens |
 //! |---|---|---|

@@ -1,5 +1,6 @@
-//! A file system device between a hostile driver and a hostile back-end. What the back-end does to guest RAM the script does by
-//! [`Op::Write`]; its answers come first, one byte for each request that it hears:
+//! A file system device between a hostile driver and a hostile back-end. What the back-end does to
+//! guest RAM the script does by [`Op::Write`]; its answers come first, one byte for each request
+//! that it hears:
 //!
 //! | byte, modulo 32 | follows | the back-end |
 //! |---|---|---|

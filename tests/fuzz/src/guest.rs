@@ -1,5 +1,6 @@
-//! A hostile driver in front of a device of any kind: it lays out queues, fills them well or badly, and does in between whatever
-//! else a guest can do to its own memory. The device's handlers run here, on the caller's thread, whenever the script says so.
+//! A hostile driver in front of a device of any kind: it lays out queues, fills them well or badly,
+//! and does in between whatever else a guest can do to its own memory. The device's handlers run
+//! here, on the caller's thread, whenever the script says so.
 //!
 //! Guest RAM is 512 KiB, a hole of 256 KiB, and 256 KiB more:
 //!
@@ -27,7 +28,8 @@ use crate::queue::{QUEUE_BYTES, Queue, SIZE_MAX};
 use crate::script::Script;
 
 const QUEUES: u64 = 0x1000;
-/// Times that a handler may ask to be woken again at once. A guest can make it go on for ever, the script should go on, too.
+/// Times that a handler may ask to be woken again at once. A guest can make it go on for ever, the
+/// script should go on, too.
 const WAKES: usize = 8;
 
 /// Where guest RAM is: base and length of each region.
@@ -62,8 +64,8 @@ pub fn run_script<D: VirtioDevice>(device: &mut D, script: &mut Script<'_>, host
     Guest::new(memory()).run_script(device, script, host);
 }
 
-/// The same in a `memory` that is laid out like [`memory`], to a device that lends its rings: where they stand is what somebody else
-/// says.
+/// The same in a `memory` that is laid out like [`memory`], to a device that lends its rings: where
+/// they stand is what somebody else says.
 pub fn run_script_lent<D: VirtioDevice>(
     memory: GuestMemory,
     device: &mut D,

@@ -1,4 +1,5 @@
-//! A bank of hot-plug slots: a guest that says anything in any order, a host that goes on adding and removing, and sometimes fails.
+//! A bank of hot-plug slots: a guest that says anything in any order, a host that goes on adding
+//! and removing, and sometimes fails.
 //!
 //! | byte | arguments | what happens |
 //! |---|---|---|
@@ -16,8 +17,9 @@
 //! The first byte chooses what sits in the slots: PCI functions, processors, or memory. After each step:
 //!
 //! - a unit exists exactly as long as its slot is filled, and the guest reads its range, or none;
-//! - what `_STA` has shown the guest is its own until it writes that it has let go, or never had it: nothing that the host does takes it,
-//!   and no write of the guest's changes another slot than the one that it names;
+//! - what `_STA` has shown the guest is its own until it writes that it has let go, or never had
+//!   it: nothing that the host does takes it, and no write of the guest's changes another slot than
+//!   the one that it names;
 //! - what it has let go of is not told of anew before the guest has seen that it has gone;
 //! - a receiver waits as long as its slot may still answer it, and then gets one outcome, which the slot bears out.
 
@@ -395,12 +397,14 @@ pub fn seeds() -> Seeds {
         1, 5, 0, 14, 0, 6, 1, 6, 2, 2, 2, 14, 1, 3, 1, 1, 0, 0, 3, 2, 1, 0, 0, 10, 0,
     ];
     let told_again = [2, 6, 1, 2, 0, 0x10, 4, 4, 3, 1, 1, 0, 0, 2, 3, 1, 1, 0, 0];
-    // Memory that comes and goes: looked at, proven, asked for while its insertion is open, and let go of while it cannot stop.
+    // Memory that comes and goes: looked at, proven, asked for while its insertion is open, and let
+    // go of while it cannot stop.
     let dimm = [
         2, 6, 0, 6, 1, 2, 2, 0, 0, 4, 3, 0, 8, 4, 3, 3, 0, 1, 0, 0, 2, 3, 0, 1, 0, 0, 7, 1, 2, 4, 1, 11, 4, 7, 0, 2, 4,
         0, 10, 0, 11, 0, 10, 0, 0, 0, 4, 3,
     ];
-    // A processor that is asked for while it comes, wanted again, refused, and let go of by a guest that names others as well.
+    // A processor that is asked for while it comes, wanted again, refused, and let go of by a guest
+    // that names others as well.
     let processor = [
         1, 5, 0, 13, 0, 14, 0, 6, 1, 6, 2, 2, 14, 1, 7, 1, 2, 8, 1, 4, 0, 4, 2, 3, 1, 1, 0, 0, 3, 1, 3, 0, 0x82, 7, 1,
         2, 4, 1, 10, 1, 3, 2, 1, 0, 0x81, 9, 2,

@@ -1,7 +1,7 @@
 //! A kernel file, and at times an initramfs, on their way into 4 MiB of guest RAM.
 //!
-//! The first byte chooses: bits 0 and 1 the protocol (none, PVH, 64-bit), bit 2 whether the file is the initramfs, too, bit 3 whether
-//! RAM is in two pieces. The rest is the file.
+//! The first byte chooses: bits 0 and 1 the protocol (none, PVH, 64-bit), bit 2 whether the file is
+//! the initramfs, too, bit 3 whether RAM is in two pieces. The rest is the file.
 
 use husk_firmware::layout;
 use husk_firmware::{

@@ -1,8 +1,10 @@
 //! Fuzz targets: everything that reads what a guest or a client wrote, and what must hold whatever that is.
 //!
-//! A target is a function of bytes that panics when something is wrong. But for `api`, `share` and the back-end of `fs`, it runs on one thread and starts none, so that
-//! an input does the same each time: queues are real, but a target wakes the device's handlers itself. `cargo lab fuzz` drives the targets by
-//! libFuzzer; `cargo test` replays the seeds in `seeds/`, which are made by the targets' own `seeds` functions.
+//! A target is a function of bytes that panics when something is wrong. But for `api`, `share` and
+//! the back-end of `fs`, it runs on one thread and starts none, so that an input does the same each
+//! time: queues are real, but a target wakes the device's handlers itself. `cargo lab fuzz` drives
+//! the targets by libFuzzer; `cargo test` replays the seeds in `seeds/`, which are made by the
+//! targets' own `seeds` functions.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,5 @@
-//! The program that libFuzzer drives. `HUSK_FUZZ_TARGET` in the environment names the target; the arguments are libFuzzer's.
+//! The program that libFuzzer drives. `HUSK_FUZZ_TARGET` in the environment names the target; the
+//! arguments are libFuzzer's.
 
 #![no_main]
 #![expect(unsafe_code, reason = "the leak checker asks a function by name")]
@@ -14,7 +15,8 @@ libfuzzer_sys::fuzz_target!(init: choose(), |input: &[u8]| {
     (CHOSEN.get_or_init(choose).run)(input);
 });
 
-/// What is not to be taken for a leak: the C library's list of what ends with a thread, which the checker now and then does not find.
+/// What is not to be taken for a leak: the C library's list of what ends with a thread, which the
+/// checker now and then does not find.
 const NO_LEAKS: &CStr = c"leak:__cxa_thread_atexit_impl\n";
 
 // SAFETY: nobody else defines this name; the checker's own is weak, and takes the same form.

@@ -1,7 +1,8 @@
-//! The memory device: a guest that plugs and unplugs what it likes, a host that wishes for more and less and sometimes cannot.
+//! The memory device: a guest that plugs and unplugs what it likes, a host that wishes for more and
+//! less and sometimes cannot.
 //!
-//! However that goes, no block is plugged twice or unplugged without being plugged, none beyond what was wished for then, and what host
-//! and guest are told of it is what the machine did.
+//! However that goes, no block is plugged twice or unplugged without being plugged, none beyond
+//! what was wished for then, and what host and guest are told of it is what the machine did.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -1,5 +1,5 @@
-//! The network device on a pair of sockets that keep frames apart, in the place of a tap: what the driver sends and receives, its
-//! commands, and what arrives.
+//! The network device on a pair of sockets that keep frames apart, in the place of a tap: what the
+//! driver sends and receives, its commands, and what arrives.
 //!
 //! | byte of a host step | arguments | what happens |
 //! |---|---|---|

@@ -78,8 +78,8 @@ impl Queue {
         self.offer(head);
     }
 
-    /// Writes `buffers` and their payload; the entries follow each other from `first` on, round and round in a table of `size`. Returns
-    /// the entry behind the last.
+    /// Writes `buffers` and their payload; the entries follow each other from `first` on, round and
+    /// round in a table of `size`. Returns the entry behind the last.
     fn write_chain(&self, buffers: &[Buffer<'_>], table: u64, first: u16, size: u16) -> u16 {
         let mut at = first;
         for (number, buffer) in buffers.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! Sequences of `vm.resize` on a machine without KVM: real slots, memory, virtio-mem and balloon, vCPUs on paper, a guest that answers
-//! as it likes, and a host that fails at times.
+//! Sequences of `vm.resize` on a machine without KVM: real slots, memory, virtio-mem and balloon,
+//! vCPUs on paper, a guest that answers as it likes, and a host that fails at times.
 //!
 //! | byte | arguments | what happens |
 //! |---|---|---|
@@ -17,8 +17,9 @@
 //! | 12 | flags | from now on KVM takes no slot, gives none back, or there is no thread for a vCPU, or no longer |
 //! | 13 | - | the guest answers all that it was asked, as it should |
 //!
-//! A request that is refused has changed nothing. No slot of KVM changes on the thread that asks and looks. What the guest can reach is what there is, and the sums agree. In the end, when guest and
-//! host do what they should, every resize comes to its end and both sides have the same.
+//! A request that is refused has changed nothing. No slot of KVM changes on the thread that asks
+//! and looks. What the guest can reach is what there is, and the sums agree. In the end, when guest
+//! and host do what they should, every resize comes to its end and both sides have the same.
 
 mod driver;
 mod paper_host;
@@ -381,7 +382,8 @@ impl Machine {
         assert!(BOOT + plugged <= reached, "{plugged} bytes plugged, {reached} reached");
     }
 
-    /// What is said to be in the guest's reach, and what KVM has slots for. Threads are given time to make both the same.
+    /// What is said to be in the guest's reach, and what KVM has slots for. Threads are given time
+    /// to make both the same.
     fn reachable(&self) -> [Ranges; 2] {
         let look = || {
             let regions = self.space.regions().iter().map(|of| (of.gpa, of.bytes)).collect();

@@ -182,7 +182,8 @@ impl Handler for Holding {
     }
 }
 
-/// Takes chains by the batch. Those without room, at its end, go back into the ring; nothing more is taken until the next kick then.
+/// Takes chains by the batch. Those without room, at its end, go back into the ring; nothing more
+/// is taken until the next kick then.
 struct Gathering(Ring);
 
 impl Gathering {

@@ -1,7 +1,7 @@
 //! A hostile guest of a directory that is shared: FUSE requests on a real tree, beside what it must not reach.
 //!
-//! The first four bytes choose what share it is ([`config`]). Then come requests of 14 bytes, and for some names and bodies counted bytes after
-//! them:
+//! The first four bytes choose what share it is ([`config`]). Then come requests of 14 bytes, and
+//! for some names and bodies counted bytes after them:
 //!
 //! | byte | is |
 //! |---|---|

@@ -1,4 +1,5 @@
-//! vsock from both sides: packets of the guest's driver, and programs of the host that dial, answer, send, stall and leave.
+//! vsock from both sides: packets of the guest's driver, and programs of the host that dial,
+//! answer, send, stall and leave.
 //!
 //! | byte of a host step | arguments | what happens |
 //! |---|---|---|

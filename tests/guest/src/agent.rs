@@ -1,7 +1,7 @@
 //! The agent of a test pod (the step `agent`): serves [`Call`]s on vsock, any number of connections at once.
 //!
-//! It stands for Kata's agent: it listens on port 1024, and on the port of its log only if the kernel's command line names one
-//! (`agent.log_vport=`). Nothing of it needs a console.
+//! It stands for Kata's agent: it listens on port 1024, and on the port of its log only if the
+//! kernel's command line names one (`agent.log_vport=`). Nothing of it needs a console.
 
 mod device;
 mod exec;

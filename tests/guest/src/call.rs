@@ -1,8 +1,9 @@
 //! What the agent in a test guest is asked over vsock and what it replies: a line of JSON each way.
 //!
-//! A connection carries any number of calls, one after another, and the agent serves any number of connections at once.
-//! [`Call::Echo`], [`Call::Sink`], [`Call::Source`], [`Call::Load`] and [`Call::Exec`] are the last of theirs: what follows is a
-//! stream, for `Exec` one of [frames](crate::frame).
+//! A connection carries any number of calls, one after another, and the agent serves any number of
+//! connections at once. [`Call::Echo`], [`Call::Sink`], [`Call::Source`], [`Call::Load`] and
+//! [`Call::Exec`] are the last of theirs: what follows is a stream, for `Exec` one of
+//! [frames](crate::frame).
 
 use serde::{Deserialize, Serialize};
 
@@ -22,8 +23,8 @@ pub const MAX_LINE_BYTES: u64 = 1 << 20;
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "call", rename_all = "kebab-case")]
 pub enum Call {
-    /// A [`Step`](crate::Step), as a command line has it; [`Reply::Answer`], or [`Reply::Done`] before the guest ends. What needs a console is
-    /// refused.
+    /// A [`Step`](crate::Step), as a command line has it; [`Reply::Answer`], or [`Reply::Done`]
+    /// before the guest ends. What needs a console is refused.
     Step {
         /// For example `report`.
         step: String,
@@ -82,7 +83,8 @@ pub enum Call {
         /// How closely.
         depth: Depth,
     },
-    /// Writes a [pattern](crate::pattern) over the beginning of a file through a mapping; [`Reply::Data`] of what was there.
+    /// Writes a [pattern](crate::pattern) over the beginning of a file through a mapping;
+    /// [`Reply::Data`] of what was there.
     Map {
         /// Which file.
         path: String,
@@ -124,8 +126,8 @@ pub enum Call {
         /// The guest's port.
         port: u32,
     },
-    /// Does one of the calls above and looks at the guest's monotonic clock before and after; [`Reply::Timed`], unless it could
-    /// not be done.
+    /// Does one of the calls above and looks at the guest's monotonic clock before and after;
+    /// [`Reply::Timed`], unless it could not be done.
     Time {
         /// Which.
         of: Box<Call>,

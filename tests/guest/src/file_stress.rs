@@ -1,7 +1,8 @@
-//! Random work on one file by several processes at once, each of which knows at any time what its part of the file holds.
+//! Random work on one file by several processes at once, each of which knows at any time what its
+//! part of the file holds.
 //!
-//! Parts do not begin at pages, so that neighbours change bytes of the same page. The last part is one that also grows and shrinks, under
-//! the others' hands: it is the end of the file.
+//! Parts do not begin at pages, so that neighbours change bytes of the same page. The last part is
+//! one that also grows and shrinks, under the others' hands: it is the end of the file.
 
 use std::fs::File;
 use std::os::fd::AsFd;

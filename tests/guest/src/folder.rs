@@ -1,4 +1,5 @@
-//! A shared folder that is measured: in which parts, what lies in it before, and how its two sides agree on when to look.
+//! A shared folder that is measured: in which parts, what lies in it before, and how its two sides
+//! agree on when to look.
 
 use std::fs::{self, File};
 use std::io;
@@ -27,8 +28,8 @@ pub const RESTS_IDLE: &str = "rests-idle";
 pub const RESTS_LISTED: &str = "rests-listed";
 
 crate::parts! {
-    /// What one guest measures. Each has a guest of its own, since in counted time a guest breaks the sooner the more interrupts it has
-    /// (`docs/adr/0015-one-thread-per-emulated-host.md`).
+    /// What one guest measures. Each has a guest of its own, since in counted time a guest breaks
+    /// the sooner the more interrupts it has (`docs/adr/0015-one-thread-per-emulated-host.md`).
     Part {
         /// Look-ups, and files that come and go.
         Names = "names",

@@ -45,8 +45,8 @@ impl Console {
         Ok(Self(file))
     }
 
-    /// Begins with a line end and waits until all is sent: no kernel message on the same console can split an answer, and no
-    /// power-off can cut it.
+    /// Begins with a line end and waits until all is sent: no kernel message on the same console
+    /// can split an answer, and no power-off can cut it.
     fn say(&self, answer: &Answer) -> Result<()> {
         (&self.0)
             .write_all(format!("\n{}\n", answer.line()).as_bytes())

@@ -51,9 +51,10 @@ fn prepare(shmem: Option<&str>) -> Result<[OwnedFd; 2]> {
         .args(["ip", "link", "set", "lo", "up"])
         .status()
         .context("cannot start busybox")?;
-    // KVM and the scheduler rewrite their own code when the first VM, or the first vCPU with its APIC disabled, comes and when
-    // the last one goes. QEMU's threads do not always agree on such code in time, and the host dies of it. With a VM that stays,
-    // as on any host that runs pods already, the code stays as well.
+    // KVM and the scheduler rewrite their own code when the first VM, or the first vCPU with its
+    // APIC disabled, comes and when the last one goes. QEMU's threads do not always agree on such
+    // code in time, and the host dies of it. With a VM that stays, as on any host that runs pods
+    // already, the code stays as well.
     let kvm = OpenOptions::new()
         .read(true)
         .write(true)

@@ -8,8 +8,8 @@
 //! | `vdb`  | ext4: this run's binaries, [`JOB_FILE`]        | `/work`, writable               |
 //! | `vdc`  | raw, initially zero                            | the [`Outcome`]                 |
 //!
-//! The [`HEADER_BYTES`] of `vdc` hold the [`Outcome`] as JSON padded with zeroes. The command's terminal is the second serial port; the
-//! first is the kernel's.
+//! The [`HEADER_BYTES`] of `vdc` hold the [`Outcome`] as JSON padded with zeroes. The command's
+//! terminal is the second serial port; the first is the kernel's.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,5 @@
-//! The system calls of the suites that have no safe wrapper: mappings of files, locks of ranges, and threads with tables of their own.
+//! The system calls of the suites that have no safe wrapper: mappings of files, locks of ranges,
+//! and threads with tables of their own.
 #![expect(
     unsafe_code,
     reason = "mappings, locks of ranges and unshared tables have no safe wrapper"
@@ -19,7 +20,8 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Maps the first `bytes` bytes of a file for reading and writing. With `shared` unset, nobody else sees what is written.
+    /// Maps the first `bytes` bytes of a file for reading and writing. With `shared` unset, nobody
+    /// else sees what is written.
     ///
     /// # Errors
     ///
@@ -44,7 +46,8 @@ impl Mapping {
     /// They are not all mapped.
     pub fn read(&self, offset: usize, to: &mut [u8]) {
         self.check(offset, to.len());
-        // SAFETY: checked to be in the mapping, of which nobody has a reference. That others write meanwhile tears bytes and no more.
+        // SAFETY: checked to be in the mapping, of which nobody has a reference. That others write
+        // meanwhile tears bytes and no more.
         unsafe {
             std::ptr::copy_nonoverlapping(self.start.as_ptr().cast::<u8>().add(offset), to.as_mut_ptr(), to.len());
         }
@@ -191,14 +194,15 @@ pub fn own_directories() -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }
 }
 
-/// Gives the calling thread a table of descriptors of its own, which makes it somebody else to locks of ranges. Those that were open are
-/// open in both.
+/// Gives the calling thread a table of descriptors of its own, which makes it somebody else to
+/// locks of ranges. Those that were open are open in both.
 ///
 /// # Errors
 ///
 /// The kernel refuses.
 pub fn own_descriptors() -> Result<(), Errno> {
-    // SAFETY: the copy has all descriptors of the table that was shared; who closes one closes it in their own table only.
+    // SAFETY: the copy has all descriptors of the table that was shared; who closes one closes it
+    // in their own table only.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) }
 }
 

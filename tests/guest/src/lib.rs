@@ -1,8 +1,9 @@
 //! What a test guest can be asked and what it answers: the language that its init and the harness share.
 //!
-//! The harness writes [`Step`]s on the guest's kernel command line, `husk.do=report,poweroff`; the init does them in order and
-//! prints one [`Answer`] per step as a line of JSON behind [`PREFIX`]. With the step `agent` it then listens on vsock port
-//! [`AGENT_PORT`] and does what each [`Call`] asks.
+//! The harness writes [`Step`]s on the guest's kernel command line, `husk.do=report,poweroff`; the
+//! init does them in order and prints one [`Answer`] per step as a line of JSON behind [`PREFIX`].
+//! With the step `agent` it then listens on vsock port [`AGENT_PORT`] and does what each [`Call`]
+//! asks.
 
 pub mod answer;
 pub mod blocks;

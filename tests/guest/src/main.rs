@@ -1,6 +1,7 @@
 //! The first process of a test guest, and of the emulated host (`husk.role=host`).
 //!
-//! It is the whole user space: statically linked, started as `/init` of an initramfs that has nothing else but kernel modules.
+//! It is the whole user space: statically linked, started as `/init` of an initramfs that has
+//! nothing else but kernel modules.
 
 mod agent;
 mod disk;

@@ -1,4 +1,5 @@
-//! How fast a shared folder is, by the guest's monotonic clock: `/init folder DIR PART`, for the steps `shell` and `script`.
+//! How fast a shared folder is, by the guest's monotonic clock: `/init folder DIR PART`, for the
+//! steps `shell` and `script`.
 //!
 //! Prints a line for each figure, `NAME VALUE` or `no NAME: WHY`. One that cannot be had costs no other.
 
@@ -15,14 +16,15 @@ use husk_guest::folder::{
     DATA, DATA_BYTES, LISTED, LISTED_FILES, NAMED, NAMED_FILES, Part, RESTS_IDLE, RESTS_LISTED, WRITTEN, name,
 };
 use husk_guest::tree::{self, Plan};
-// What the standard library has in its place asks for the time of birth as well. A server that knows it is asked once more for that, after each look-up.
+// What the standard library has in its place asks for the time of birth as well. A server that
+// knows it is asked once more for that, after each look-up.
 use rustix::fs::lstat;
 
 use crate::speed::{self, Buffer, Figure, LARGE, Places, SMALL, flags, mib_per_second};
 use crate::sys;
 
-/// For how long the guest rests while the host looks, which is some seconds later: husk gives back what only the way there needed when a guest has
-/// rested for as long as that took.
+/// For how long the guest rests while the host looks, which is some seconds later: husk gives back
+/// what only the way there needed when a guest has rested for as long as that took.
 const REST: Duration = Duration::from_secs(7);
 /// Bytes of a transfer in small blocks each of which is a request.
 const SMALL_BYTES: u64 = 1 << 20;

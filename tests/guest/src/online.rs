@@ -20,8 +20,8 @@ const SYSTEM: &str = "/sys/devices/system";
 const ROUNDS: u32 = 100;
 const PACE: Duration = Duration::from_millis(50);
 
-/// Brings processors online until `cpus` are, waiting for those that are yet to come, and then the memory that is there. With 0
-/// processors none is waited for.
+/// Brings processors online until `cpus` are, waiting for those that are yet to come, and then the
+/// memory that is there. With 0 processors none is waited for.
 ///
 /// # Errors
 ///

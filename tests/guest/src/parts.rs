@@ -1,6 +1,7 @@
 //! Parts of a measurement, each of which has a guest of its own and a name by which it is asked for.
 
-/// Declares the parts of a measurement: an enum with all of them in their order (`ALL`), each printed and parsed as its word.
+/// Declares the parts of a measurement: an enum with all of them in their order (`ALL`), each
+/// printed and parsed as its word.
 #[macro_export]
 macro_rules! parts {
     ($(#[$about:meta])* $name:ident { $($(#[$what:meta])* $part:ident = $word:literal,)* }) => {

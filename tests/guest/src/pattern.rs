@@ -5,7 +5,8 @@ use std::io::{self, Read, Write};
 /// Bytes that are handled at a time.
 const CHUNK: usize = 64 << 10;
 
-/// An endless stream of bytes that depend on every bit of a seed, in no short period: xorshift64* (Vigna 2016), eight bytes a turn.
+/// An endless stream of bytes that depend on every bit of a seed, in no short period: xorshift64*
+/// (Vigna 2016), eight bytes a turn.
 #[derive(Clone, Debug)]
 pub struct Stream(u64);
 

@@ -1,5 +1,6 @@
-//! When a guest has come to rest: a kernel goes on for some hundred milliseconds after its init was started, with tests of its own
-//! cryptography and with what it has put off, and whoever measures meanwhile measures that.
+//! When a guest has come to rest: a kernel goes on for some hundred milliseconds after its init was
+//! started, with tests of its own cryptography and with what it has put off, and whoever measures
+//! meanwhile measures that.
 
 use std::fs;
 use std::thread;

@@ -1,8 +1,10 @@
-//! The rules of a Linux file system, a case each: what a call answers, who may make it, what it changes and what it leaves.
+//! The rules of a Linux file system, a case each: what a call answers, who may make it, what it
+//! changes and what it leaves.
 //!
-//! A case is some calls in a folder of its own and a line of text that says what they answered, beside the line that POSIX and the manual
-//! pages of Linux ask for. The same cases run in a guest on a share and on the host in a folder of the file system that is shared, so the
-//! lines of both can be compared ([`Line`]).
+//! A case is some calls in a folder of its own and a line of text that says what they answered,
+//! beside the line that POSIX and the manual pages of Linux ask for. The same cases run in a guest
+//! on a share and on the host in a folder of the file system that is shared, so the lines of both
+//! can be compared ([`Line`]).
 
 mod access;
 mod attributes;
@@ -78,7 +80,8 @@ impl Choice {
     }
 }
 
-/// Runs the cases of a choice, each in a folder of its own below `root`, which must be empty; what they found, in their order. The folders stay.
+/// Runs the cases of a choice, each in a folder of its own below `root`, which must be empty; what
+/// they found, in their order. The folders stay.
 ///
 /// # Errors
 ///

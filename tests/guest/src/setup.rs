@@ -38,8 +38,8 @@ pub fn mount(source: &str, target: &str, kind: &str) -> Result<()> {
     }
 }
 
-/// Loads everything in `folder`, in the order of the file names. The initramfs has numbered them so that what a module needs
-/// comes before it.
+/// Loads everything in `folder`, in the order of the file names. The initramfs has numbered them so
+/// that what a module needs comes before it.
 ///
 /// # Errors
 ///

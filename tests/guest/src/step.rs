@@ -1,6 +1,7 @@
 //! The steps a guest can be asked to do, and how they are written on a kernel command line.
 //!
-//! Steps are separated by commas, a step's arguments by colons; no step contains a space or a quote. Sizes and offsets are bytes.
+//! Steps are separated by commas, a step's arguments by colons; no step contains a space or a
+//! quote. Sizes and offsets are bytes.
 //!
 //! | step                       | what the guest does                                                     |
 //! |----------------------------|-------------------------------------------------------------------------|

@@ -161,8 +161,8 @@ pub fn count_on(socket: &UdpSocket) -> io::Result<(u64, Traffic)> {
     }
 }
 
-/// Sends `count` datagrams of `size` bytes, each when the answer to the one before has come. Lost ones are sent again. An empty
-/// one says that it was the last.
+/// Sends `count` datagrams of `size` bytes, each when the answer to the one before has come. Lost
+/// ones are sent again. An empty one says that it was the last.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! Random work on a tree by several processes at once: each in a folder of its own, where every answer is known from the seed, and all in
-//! one that they share, where any of them may be faster.
+//! Random work on a tree by several processes at once: each in a folder of its own, where every
+//! answer is known from the seed, and all in one that they share, where any of them may be faster.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};

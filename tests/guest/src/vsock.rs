@@ -1,4 +1,5 @@
-//! What a guest does with its vsock device beside serving an agent: raw streams to be measured, and a driver that comes and goes.
+//! What a guest does with its vsock device beside serving an agent: raw streams to be measured, and
+//! a driver that comes and goes.
 
 use std::fs;
 use std::io::{Read, Write};

@@ -82,7 +82,8 @@ pub fn cargo(lab: &Lab) -> Command {
     cargo
 }
 
-/// Cargo, to install `what` from crates.io below `tools`, built in `target`. Outside the workspace, whose configuration is not meant for it.
+/// Cargo, to install `what` from crates.io below `tools`, built in `target`. Outside the workspace,
+/// whose configuration is not meant for it.
 pub fn cargo_install(lab: &Lab, what: &str, tools: &Path, target: &Path) -> Command {
     let mut install = cargo(lab);
     install

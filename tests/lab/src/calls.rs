@@ -1,7 +1,8 @@
-//! Which system calls husk's threads make while tests run: counted by the host's kernel, for `vmm/src/seccomp/used.txt`.
+//! Which system calls husk's threads make while tests run: counted by the host's kernel, for
+//! `vmm/src/seccomp/used.txt`.
 //!
-//! A line is `THREAD CALL` or `THREAD CALL VALUE`: the kind of the thread by its name, the number of the call, and for calls whose filter
-//! looks at an argument the value of that.
+//! A line is `THREAD CALL` or `THREAD CALL VALUE`: the kind of the thread by its name, the number
+//! of the call, and for calls whose filter looks at an argument the value of that.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +18,8 @@ const WANTED: &str = "HUSK_TEST_CALLS";
 const LINE: &str = "call: ";
 
 const TRACEFS: &str = "/sys/kernel/tracing";
-/// All calls by number; then those with an argument that filters look at, by number, tracepoint and the argument's name there.
+/// All calls by number; then those with an argument that filters look at, by number, tracepoint and
+/// the argument's name there.
 const ALL: &str = "raw_syscalls/sys_enter";
 const ARGUMENTS: [(u32, &str, &str); 7] = [
     (13, "rt_sigaction", "sig"),

@@ -1,7 +1,9 @@
-//! The emulated host: QEMU emulates a machine with SVM in software, a stock kernel boots in it, and a command runs there.
+//! The emulated host: QEMU emulates a machine with SVM in software, a stock kernel boots in it, and
+//! a command runs there.
 //!
-//! The kernel's console is the first serial port and goes to a file; the command's terminal is the second, and is passed on as it
-//! comes. How it ended comes back on a disk of its own ([`husk_guest::job`]).
+//! The kernel's console is the first serial port and goes to a file; the command's terminal is the
+//! second, and is passed on as it comes. How it ended comes back on a disk of its own
+//! ([`husk_guest::job`]).
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -38,20 +40,23 @@ const USUAL_WINDOW: (u16, u16) = (24, 80);
 /// The host's kernel command line, but for [`SHORT_BOOT`].
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=1 quiet mitigations=off husk.role=host";
 
-/// Makes the host's kernel have its clock interrupt at a steady rate. QEMU's SVM loses an interrupt that a device raises in the moment of
-/// a world switch: it stays pending in the APIC until another one comes. With the one-shot timers of a tickless kernel none
-/// ever might.
+/// Makes the host's kernel have its clock interrupt at a steady rate. QEMU's SVM loses an interrupt
+/// that a device raises in the moment of a world switch: it stays pending in the APIC until another
+/// one comes. With the one-shot timers of a tickless kernel none ever might.
 const PERIODIC_TICK: &str = " nohz=off highres=off";
 
-/// Makes shared memory, as that of pods' guests, be in huge pages where husk advises so; private memory is by default. In pages of 4 KiB a guest leaves
-/// for the host with each page that it writes first: of a test that fills 300 MiB, two thirds of its time. Not in hosts whose time is counted,
-/// which are as hosts of Debian are.
+/// Makes shared memory, as that of pods' guests, be in huge pages where husk advises so; private
+/// memory is by default. In pages of 4 KiB a guest leaves for the host with each page that it
+/// writes first: of a test that fills 300 MiB, two thirds of its time. Not in hosts whose time is
+/// counted, which are as hosts of Debian are.
 const SHARED_HUGE_PAGES: &str = " husk.shmem=advise";
 
 /// The processor of a host whose time is not counted: all that QEMU can emulate, but for what is slow in software.
 ///
-/// - `erms` has Linux copy and clear memory by `rep movsb` and `rep stosb`. QEMU does these a byte at a time, and what Linux does without eight.
-/// - `la57` has Linux use five levels of page tables, and KVM as many for its guests: a walk through both reads 35 entries in the place of 24.
+/// - `erms` has Linux copy and clear memory by `rep movsb` and `rep stosb`. QEMU does these a byte
+///   at a time, and what Linux does without eight.
+/// - `la57` has Linux use five levels of page tables, and KVM as many for its guests: a walk
+///   through both reads 35 entries in the place of 24.
 const FAST_CPU: &str = "max,-erms,-la57";
 
 /// How time passes in the emulated host.
@@ -60,8 +65,8 @@ pub enum Timing {
     /// As fast as one of this machine's processors can.
     #[default]
     Fast,
-    /// One virtual nanosecond per instruction on one processor: clocks in the host count instructions, whatever else this
-    /// machine does.
+    /// One virtual nanosecond per instruction on one processor: clocks in the host count
+    /// instructions, whatever else this machine does.
     Deterministic,
 }
 
@@ -88,12 +93,13 @@ pub struct Request {
     pub files: Vec<(PathBuf, String)>,
     /// How time passes.
     pub timing: Timing,
-    /// The host's clock interrupts at a steady rate, also where time is counted: see [`PERIODIC_TICK`]. What sleeps there wakes at a tick.
+    /// The host's clock interrupts at a steady rate, also where time is counted: see
+    /// [`PERIODIC_TICK`]. What sleeps there wakes at a tick.
     pub steady: bool,
     /// Who is at the terminal.
     pub terminal: Terminal,
-    /// Where what the command leaves in `/work/out` comes back to. What was there before goes; the folder is there only if there is
-    /// something in it.
+    /// Where what the command leaves in `/work/out` comes back to. What was there before goes; the
+    /// folder is there only if there is something in it.
     pub out: Option<PathBuf>,
     /// When to give up.
     pub timeout: Option<Duration>,
@@ -152,7 +158,8 @@ impl Emulator {
         })
     }
 
-    /// Boots the host, runs the command, and powers the host off; the command's exit code. `output` gets what the command writes, as it comes.
+    /// Boots the host, runs the command, and powers the host off; the command's exit code. `output`
+    /// gets what the command writes, as it comes.
     ///
     /// # Errors
     ///
@@ -263,7 +270,8 @@ impl Emulator {
     }
 }
 
-/// Replaces `target` by the folder [`OUT`] of `disk`, an ext4 file system that nobody has mounted any more; by nothing if that is empty.
+/// Replaces `target` by the folder [`OUT`] of `disk`, an ext4 file system that nobody has mounted
+/// any more; by nothing if that is empty.
 fn bring_back(disk: File, target: &Path) -> Result<()> {
     if target.exists() {
         fs::remove_dir_all(target).with_context(|| format!("cannot replace {}", target.display()))?;
@@ -271,7 +279,8 @@ fn bring_back(disk: File, target: &Path) -> Result<()> {
     let parent = target.parent().context("a folder needs a parent")?;
     let part = tempfile::Builder::new().prefix(paths::PART).tempdir_in(parent)?;
     let debugfs = find("debugfs").context("debugfs is not installed")?;
-    // By its descriptor: the file's name has gone. debugfs takes no quotes in a path, and a path of the caller's may have spaces.
+    // By its descriptor: the file's name has gone. debugfs takes no quotes in a path, and a path of
+    // the caller's may have spaces.
     let mut read = command(debugfs);
     read.args(["-R", "rdump /out .", "/dev/stdin"])
         .current_dir(part.path())

@@ -36,7 +36,8 @@ fn program(lab: &Lab) -> PathBuf {
     lab.path("tools/bin/virtiofsd")
 }
 
-/// Builds virtiofsd unless that was done before, linked statically as everything that goes into the emulated host; its path.
+/// Builds virtiofsd unless that was done before, linked statically as everything that goes into the
+/// emulated host; its path.
 ///
 /// # Errors
 ///

@@ -33,8 +33,9 @@ pub fn fetch(lab: &Lab) -> Result<()> {
     file_server::fetch(lab)
 }
 
-/// Makes everything that guests boot from, `guest/KERNEL/{vmlinuz,vmlinux,initramfs.cpio,pod.cpio,pod.img,shell.cpio}`, and the
-/// server of what they share, `guest/virtiofsd`.
+/// Makes everything that guests boot from,
+/// `guest/KERNEL/{vmlinuz,vmlinux,initramfs.cpio,pod.cpio,pod.img,shell.cpio}`, and the server of
+/// what they share, `guest/virtiofsd`.
 ///
 /// # Errors
 ///

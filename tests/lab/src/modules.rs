@@ -15,7 +15,8 @@ pub fn plain_name(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// Copies the modules `wanted`, and all they depend on, decompressed and without signatures from the tree of a package to `folder`.
+/// Copies the modules `wanted`, and all they depend on, decompressed and without signatures from
+/// the tree of a package to `folder`.
 ///
 /// # Errors
 ///
@@ -31,7 +32,8 @@ pub fn unpack<'a>(tree: &Path, wanted: impl Iterator<Item = &'a str>, folder: &P
     Ok(())
 }
 
-/// A module without its signature, which a kernel checks if there is one: it sums the whole module for that, at each load.
+/// A module without its signature, which a kernel checks if there is one: it sums the whole module
+/// for that, at each load.
 ///
 /// | at the end of a module | bytes |
 /// |---|---|

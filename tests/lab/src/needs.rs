@@ -1,7 +1,8 @@
 //! What tests may need that a machine can lack, in fixed words, and whether this machine has it.
 //!
-//! A test that cannot run prints `skipped: needs X`, or `skipped: needs X, Y`, where each is one of [`NEEDS`]. After a colon may follow
-//! what it was told: `skipped: needs io_uring: Operation not permitted`.
+//! A test that cannot run prints `skipped: needs X`, or `skipped: needs X, Y`, where each is one of
+//! [`NEEDS`]. After a colon may follow what it was told: `skipped: needs io_uring: Operation not
+//! permitted`.
 
 use std::fs::{self, File};
 use std::io;
@@ -77,8 +78,8 @@ const NEEDS: [Need; 37] = [
     need("promtool", || true),
 ];
 
-/// An access control list that says what mode 0644 does (acl(5), linux/posix_acl_xattr.h): a version, then tag, permissions and number
-/// of owner, group and others.
+/// An access control list that says what mode 0644 does (acl(5), linux/posix_acl_xattr.h): a
+/// version, then tag, permissions and number of owner, group and others.
 const LIST: [u8; 28] = [
     2, 0, 0, 0, //
     1, 0, 6, 0, 0xff, 0xff, 0xff, 0xff, //
@@ -95,8 +96,9 @@ fn named(reason: &str) -> Option<Vec<&'static Need>> {
         .collect()
 }
 
-/// Whether a test that skips for `reason` on `host` really lacks something there. A reason that is not known here excuses nothing. An
-/// emulated host has everything: it is made for these tests, which are root there.
+/// Whether a test that skips for `reason` on `host` really lacks something there. A reason that is
+/// not known here excuses nothing. An emulated host has everything: it is made for these tests,
+/// which are root there.
 pub fn allows_skip(reason: &str, host: Host) -> bool {
     named(reason).is_some_and(|needs| {
         needs.iter().any(|need| match host {

@@ -41,8 +41,8 @@ fn every_reason_to_skip_is_known_here() {
     assert!(count > 40, "the sources were read: {count}");
 }
 
-/// The texts of errors in `source` that have the field `source` in them: thiserror takes it for the next link of the chain,
-/// and whoever prints that has it twice.
+/// The texts of errors in `source` that have the field `source` in them: thiserror takes it for the
+/// next link of the chain, and whoever prints that has it twice.
 fn sources_in_their_parents(source: &str) -> impl Iterator<Item = &str> {
     let texts = source.split("#[error(").skip(1);
     texts

@@ -11,8 +11,8 @@ use crate::host::Host;
 use crate::paths::{Lab, PART};
 use crate::progress;
 
-/// A program that the lab or a test runs on this machine. What every Linux has (`sh` and POSIX utilities without options of GNU's) is not
-/// listed; in the emulated host, busybox is all of them.
+/// A program that the lab or a test runs on this machine. What every Linux has (`sh` and POSIX
+/// utilities without options of GNU's) is not listed; in the emulated host, busybox is all of them.
 struct Tool {
     program: &'static str,
     /// The Debian package that has it.
@@ -121,7 +121,8 @@ impl fmt::Display for Package {
     }
 }
 
-/// Fetches a package without installing it; the path of the `.deb`. A package that was fetched under `name` before is used again.
+/// Fetches a package without installing it; the path of the `.deb`. A package that was fetched
+/// under `name` before is used again.
 ///
 /// # Errors
 ///
@@ -172,7 +173,8 @@ fn locate(package: Package) -> Result<String> {
     look().map_err(|error| anyhow!("{error:#}\n{}", absent(package)))
 }
 
-/// What to do about a package that no source of this system has. Systems that were put together by hand often lack the security archive.
+/// What to do about a package that no source of this system has. Systems that were put together by
+/// hand often lack the security archive.
 fn absent(package: Package) -> String {
     format!(
         "no package source of this system has {package}: Debian 12 has it in its security archive. \

@@ -1,9 +1,10 @@
 //! Test programs in emulated hosts: several hosts at a time, in each one program, or a few short ones.
 //!
-//! A host has one processor and QEMU one thread for it, since QEMU's threads do not always agree in time on code that a kernel rewrites
-//! while it runs. So as many hosts as this machine has processors share the work, and a program that takes long can have no other program's
-//! remains before it. What a program prints is shown in one piece when it has ended; which run, how far they are, and what has failed is
-//! seen before ([`ProgressBoard`]).
+//! A host has one processor and QEMU one thread for it, since QEMU's threads do not always agree in
+//! time on code that a kernel rewrites while it runs. So as many hosts as this machine has
+//! processors share the work, and a program that takes long can have no other program's remains
+//! before it. What a program prints is shown in one piece when it has ended; which run, how far
+//! they are, and what has failed is seen before ([`ProgressBoard`]).
 
 use std::io::{self, Stdout, Write};
 use std::num::NonZeroUsize;
@@ -180,8 +181,9 @@ fn conclude(batch: &Batch<'_>, ended: Result<(Report<Vec<u8>>, bool)>, report: &
     }
 }
 
-/// What the tests of a batch printed and whether they held, those that did not in another host once more, and in a third one. What kills
-/// an emulated host can also kill a guest in it, and then a test fails that has found nothing; what fails each time has.
+/// What the tests of a batch printed and whether they held, those that did not in another host once
+/// more, and in a third one. What kills an emulated host can also kill a guest in it, and then a
+/// test fails that has found nothing; what fails each time has.
 fn beyond_doubt(emulator: &Emulator, batch: &Batch<'_>, board: &ProgressBoard) -> Result<(Report<Vec<u8>>, bool)> {
     let (programs, name) = (&batch.programs, batch.name());
     let whole = request(programs.iter().copied(), &[])?;
@@ -228,7 +230,8 @@ fn again_if_it_failed(
     Ok((report, held))
 }
 
-/// Those of `programs` that failures are about, and the options that run the tests that have failed; `None` if one is about more than a test.
+/// Those of `programs` that failures are about, and the options that run the tests that have
+/// failed; `None` if one is about more than a test.
 fn named<'a>(programs: &[&'a Built], failed: &[String]) -> Option<(Vec<&'a Built>, Vec<String>)> {
     let mut concerned: Vec<&Built> = Vec::new();
     let mut options = Vec::new();
@@ -270,8 +273,8 @@ fn request<'a>(programs: impl Iterator<Item = &'a Built>, options: &[String]) ->
     Ok(request)
 }
 
-/// What `request` printed, and whether all tests held, in the first emulated host that lives to its end. One that dies is started again
-/// with what it was to run, and the user is told.
+/// What `request` printed, and whether all tests held, in the first emulated host that lives to its
+/// end. One that dies is started again with what it was to run, and the user is told.
 fn in_some_host<W: Write>(
     emulator: &Emulator,
     request: &Request,

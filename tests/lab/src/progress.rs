@@ -24,7 +24,8 @@ pub fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     result
 }
 
-/// Runs `work`, which does the same `all` times, as a visible step that says how far it is; `work` tells of each time that is done.
+/// Runs `work`, which does the same `all` times, as a visible step that says how far it is; `work`
+/// tells of each time that is done.
 ///
 /// # Errors
 ///
@@ -60,8 +61,8 @@ pub fn interrupt() {
     }
 }
 
-/// A step under way. On a terminal its line counts seconds; elsewhere a line appears after five seconds, ten, twenty, and so on, and then
-/// every minute.
+/// A step under way. On a terminal its line counts seconds; elsewhere a line appears after five
+/// seconds, ten, twenty, and so on, and then every minute.
 pub struct Ticker {
     what: String,
     start: Instant,

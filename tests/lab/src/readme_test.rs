@@ -44,7 +44,8 @@ fn files(path: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The names of functions in `source` that the test runner runs: marked `#[test]`, or named to a macro that gives them that mark.
+/// The names of functions in `source` that the test runner runs: marked `#[test]`, or named to a
+/// macro that gives them that mark.
 fn tests(source: &str) -> Vec<&str> {
     let mut found = Vec::new();
     let mut marked = false;

@@ -1,4 +1,5 @@
-//! What a run needs from outside, looked for and fetched before anything is built: what is missing is known in the first minute.
+//! What a run needs from outside, looked for and fetched before anything is built: what is missing
+//! is known in the first minute.
 
 use std::fs::File;
 use std::os::fd::AsFd;

@@ -1,10 +1,12 @@
-//! Whether an emulated host gets on, seen from outside: the time that it counts and the lines that it writes, against the processor
-//! time that it takes.
+//! Whether an emulated host gets on, seen from outside: the time that it counts and the lines that
+//! it writes, against the processor time that it takes.
 //!
-//! A guest that the emulation has broken (`docs/adr/0015-one-thread-per-emulated-host.md`) spins for a lock that it holds itself, and each
-//! turn costs the emulation so much that counted time all but stands still: no limit in that time is ever reached. And a host that
-//! does not get on at all cannot notice anything. How long either takes depends on what else this machine does, so what is measured
-//! is the processor time of QEMU: a host that waits for a busy processor is slow and not at a standstill.
+//! A guest that the emulation has broken (`docs/adr/0015-one-thread-per-emulated-host.md`) spins
+//! for a lock that it holds itself, and each turn costs the emulation so much that counted time all
+//! but stands still: no limit in that time is ever reached. And a host that does not get on at all
+//! cannot notice anything. How long either takes depends on what else this machine does, so what is
+//! measured is the processor time of QEMU: a host that waits for a busy processor is slow and not
+//! at a standstill.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,8 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use husk_tests::processor_time::processor_ticks;
 
-/// Counted time that has to pass within the patience. A guest that works comes to a tenth of its processor time, one that spins to
-/// a seventieth.
+/// Counted time that has to pass within the patience. A guest that works comes to a tenth of its
+/// processor time, one that spins to a seventieth.
 const LEAST: Duration = Duration::from_secs(1);
 
 /// How many times the patience a host may take to start.

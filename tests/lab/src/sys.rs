@@ -38,8 +38,8 @@ extern "C" fn note_interrupt(_signal: libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
-/// From now on `SIGINT`, `SIGTERM` and `SIGHUP` do not end the lab but are seen by [`interrupted`], so that it can clean up. Programs
-/// that it starts are not affected: exec resets handlers.
+/// From now on `SIGINT`, `SIGTERM` and `SIGHUP` do not end the lab but are seen by [`interrupted`],
+/// so that it can clean up. Programs that it starts are not affected: exec resets handlers.
 pub fn watch_interrupts() {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // SAFETY: the handler only touches an atomic, which is async-signal-safe.
@@ -52,8 +52,8 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Kills `process` and everything that it has started, as far as that is not orphaned. Nobody must have waited for it yet: until then
-/// the number is its own.
+/// Kills `process` and everything that it has started, as far as that is not orphaned. Nobody must
+/// have waited for it yet: until then the number is its own.
 pub fn kill_tree(process: u32) {
     let tasks = fs::read_dir(format!("/proc/{process}/task"))
         .into_iter()
@@ -97,7 +97,8 @@ const STOP: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 ///
-/// This user may not: it takes `CAP_SYS_ADMIN`, and a kernel with `CONFIG_CHECKPOINT_RESTORE`. Or the thread does not stop.
+/// This user may not: it takes `CAP_SYS_ADMIN`, and a kernel with `CONFIG_CHECKPOINT_RESTORE`. Or
+/// the thread does not stop.
 pub fn seccomp_filters(thread: libc::pid_t) -> io::Result<Vec<Vec<Instruction>>> {
     trace(libc::PTRACE_SEIZE, thread, 0, ptr::null_mut())?;
     let read = stop(thread).and_then(|()| programs(thread));
@@ -138,8 +139,8 @@ fn programs(thread: libc::pid_t) -> io::Result<Vec<Vec<Instruction>>> {
 }
 
 fn trace(request: libc::c_uint, thread: libc::pid_t, number: usize, data: *mut libc::c_void) -> io::Result<usize> {
-    // SAFETY: none of the requests used here looks at an address of this process, but for the one that reads a filter: `data` is null or
-    // has room for all of it.
+    // SAFETY: none of the requests used here looks at an address of this process, but for the one
+    // that reads a filter: `data` is null or has room for all of it.
     let result = unsafe {
         libc::ptrace(
             request,
@@ -187,7 +188,8 @@ pub fn open_by_handle(file: &fs::File) -> io::Result<OwnedFd> {
     };
     let mut mount: libc::c_int = 0;
     let (fd, place) = (file.as_raw_fd(), (&raw mut handle).cast::<libc::file_handle>());
-    // SAFETY: the name is a C string, the handle has room for as many bytes as it says, and `mount` is an int; they outlive the call.
+    // SAFETY: the name is a C string, the handle has room for as many bytes as it says, and `mount`
+    // is an int; they outlive the call.
     if unsafe { libc::name_to_handle_at(fd, c"".as_ptr(), place, &raw mut mount, libc::AT_EMPTY_PATH) } < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,8 +1,9 @@
 //! Counting tests by reading what Rust's test runner prints.
 //!
-//! A test that finds that it cannot run here prints `skipped: REASON` and returns; the runner shows that only with
-//! `--show-output`, in a section that is read here and not passed on. A test marked `#[ignore = "REASON"]` counts as skipped too. One
-//! that is not wanted unless somebody asks for it prints `left out: REASON`.
+//! A test that finds that it cannot run here prints `skipped: REASON` and returns; the runner shows
+//! that only with `--show-output`, in a section that is read here and not passed on. A test marked
+//! `#[ignore = "REASON"]` counts as skipped too. One that is not wanted unless somebody asks for it
+//! prints `left out: REASON`.
 
 use std::collections::BTreeSet;
 

@@ -58,8 +58,8 @@ pub fn find(lab: &Lab, name: &str) -> Option<PathBuf> {
     command::find(name).or_else(|| Some(own(lab, name)).filter(|own| own.exists()))
 }
 
-/// The variables by which tests are told where these programs are: the system's own, or else those of Debian's packages, fetched and
-/// unpacked unless that was done before.
+/// The variables by which tests are told where these programs are: the system's own, or else those
+/// of Debian's packages, fetched and unpacked unless that was done before.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! Programs of Debian's for guests that are asked to do real work: a compiler, git, dpkg, sqlite, rsync. Unpacked, and not installed.
+//! Programs of Debian's for guests that are asked to do real work: a compiler, git, dpkg, sqlite,
+//! rsync. Unpacked, and not installed.
 
 use std::fs;
 
@@ -8,7 +9,8 @@ use crate::packages::{self, Package};
 use crate::paths::{self, Lab};
 use crate::progress;
 
-/// The variable by which a run asks for tests that need them. They are 23 MB to fetch, and take minutes of an emulated host.
+/// The variable by which a run asks for tests that need them. They are 23 MB to fetch, and take
+/// minutes of an emulated host.
 const WANTED: &str = "HUSK_TEST_PROGRAMS";
 
 /// The programs, and the libraries that those load.

@@ -33,8 +33,9 @@ pub struct Limits {
     pub progress: Option<Arc<HostProgress>>,
 }
 
-/// Runs `command` until it ends by itself, is given up, or the user interrupts the lab. If `captured`, it reads nothing and `output`
-/// gets what it writes; if not, it has the user's terminal.
+/// Runs `command` until it ends by itself, is given up, or the user interrupts the lab. If
+/// `captured`, it reads nothing and `output` gets what it writes; if not, it has the user's
+/// terminal.
 ///
 /// # Errors
 ///

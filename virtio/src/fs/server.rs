@@ -79,8 +79,9 @@ impl Server {
         self.fs.confinement()
     }
 
-    /// Has the process make files with the share's label, if it has one, for good: called by its only thread, from which all others have it
-    /// (credentials(7)), so that none of them need reach `/proc` for it.
+    /// Has the process make files with the share's label, if it has one, for good: called by its
+    /// only thread, from which all others have it (credentials(7)), so that none of them need reach
+    /// `/proc` for it.
     ///
     /// # Errors
     /// The host's.
@@ -88,9 +89,10 @@ impl Server {
         self.fs.label_process()
     }
 
-    /// Has the host's kernel hold the whole process to the share, by Landlock, for good: called by its only thread, and with
-    /// [`ShareConfig::confine`] left off. In the directory `leave` files may still be removed. The version of Landlock's rules; `None` if this host has
-    /// none that will do.
+    /// Has the host's kernel hold the whole process to the share, by Landlock, for good: called by
+    /// its only thread, and with [`ShareConfig::confine`] left off. In the directory `leave` files
+    /// may still be removed. The version of Landlock's rules; `None` if this host has none that
+    /// will do.
     ///
     /// # Errors
     /// The host's.

@@ -110,8 +110,9 @@ pub struct ShareConfig {
     pub allow_mmap: bool,
     /// Extended attributes are served.
     pub xattr: bool,
-    /// Attributes have other names on the host, or are not the guest's; of no meaning without `xattr`. What is said of names elsewhere
-    /// is said of those on the host. With `posix_acl` access control lists keep theirs.
+    /// Attributes have other names on the host, or are not the guest's; of no meaning without
+    /// `xattr`. What is said of names elsewhere is said of those on the host. With `posix_acl`
+    /// access control lists keep theirs.
     pub xattr_map: Option<XattrMap>,
     /// The guest may change `trusted.overlay.*`, by which overlayfs on the host finds its files once the directory is a
     /// layer of it: what it is told there it shows, also of other layers. Only where the server has `CAP_SYS_ADMIN`, as

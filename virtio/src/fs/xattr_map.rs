@@ -1,4 +1,5 @@
-//! Names of extended attributes that are others on the host: rules as virtiofsd has them (`--xattrmap`), and what they make of a name.
+//! Names of extended attributes that are others on the host: rules as virtiofsd has them
+//! (`--xattrmap`), and what they make of a name.
 //!
 //! | type | a name of the guest that begins with `KEY` | a name of the host that begins with `PREPEND` |
 //! |---|---|---|
@@ -7,10 +8,12 @@
 //! | `bad` | is not there to be read, and may not be set or removed | is not listed |
 //! | `unsupported` | is of a kind that the share does not have | is not listed |
 //!
-//! A rule is written `:TYPE:SCOPE:KEY:PREPEND:`, with any other character in the place of the colon that is no letter and no digit. Its
-//! scope is `client` for names of the guest, `server` for names of the host, `all` for both. White space may be between rules. Of those
-//! that a name begins as, the first counts; and there is one for every name. `:map:KEY:PREPEND:` comes last and stands for those that put
-//! `PREPEND` before all names, or those that begin with `KEY`, and let nobody reach the names of the host that come of it by these.
+//! A rule is written `:TYPE:SCOPE:KEY:PREPEND:`, with any other character in the place of the colon
+//! that is no letter and no digit. Its scope is `client` for names of the guest, `server` for names
+//! of the host, `all` for both. White space may be between rules. Of those that a name begins as,
+//! the first counts; and there is one for every name. `:map:KEY:PREPEND:` comes last and stands for
+//! those that put `PREPEND` before all names, or those that begin with `KEY`, and let nobody reach
+//! the names of the host that come of it by these.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};

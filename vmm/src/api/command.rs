@@ -158,11 +158,13 @@ pub enum Reply {
 pub enum Progress<Id> {
     /// It is done, or will not be: this is the answer.
     Done(Outcome),
-    /// It is being carried out: whoever keeps its [`Responder`](super::Responder) for this operation answers at its end.
+    /// It is being carried out: whoever keeps its [`Responder`](super::Responder) for this
+    /// operation answers at its end.
     Later(Id),
 }
 
-/// Carries commands out, in the order of their arrival. One that takes its time is carried out beside those that follow.
+/// Carries commands out, in the order of their arrival. One that takes its time is carried out
+/// beside those that follow.
 pub trait Execute {
     /// Tells one command in progress from the others.
     type Id;

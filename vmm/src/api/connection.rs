@@ -1,7 +1,8 @@
 //! One client: what it has sent, what it is owed, and when it is done.
 //!
-//! Answers go out in the order of the requests, one request at a time: while one is being carried out, nothing is read, and what the
-//! client sends meanwhile stays in its socket. So neither a slow client nor a fast one costs more than the bounds here.
+//! Answers go out in the order of the requests, one request at a time: while one is being carried
+//! out, nothing is read, and what the client sends meanwhile stays in its socket. So neither a slow
+//! client nor a fast one costs more than the bounds here.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -25,8 +26,8 @@ use crate::metrics::{Endpoint, Format};
 const UNREAD_BYTES: usize = 64 << 10;
 /// The most descriptors that wait for the end of their request.
 const PENDING_FDS: usize = scm::MESSAGE_FDS;
-/// How long a client whose connection ends may take to notice. Until then what it still sends is discarded: closing at once would
-/// cut it short before it has read why.
+/// How long a client whose connection ends may take to notice. Until then what it still sends is
+/// discarded: closing at once would cut it short before it has read why.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// How far the life of a connection has come.
@@ -169,7 +170,8 @@ impl Connection {
         false
     }
 
-    /// The next request and its descriptors, when there is one and the client is owed nothing. It has to be [answered](Self::answer).
+    /// The next request and its descriptors, when there is one and the client is owed nothing. It
+    /// has to be [answered](Self::answer).
     pub(super) fn next(&mut self) -> Option<(Message, Vec<PassedFd>)> {
         if !matches!(self.phase, Phase::Open | Phase::Ended) || self.pending.is_some() || self.out.len() > UNREAD_BYTES
         {
@@ -222,8 +224,8 @@ impl Connection {
         }
     }
 
-    /// Answers the request that was taken last with what `events` has, and will have: no other request is heard. To `HEAD` that is
-    /// the same without a body (RFC 9110 §9.3.2), and the end.
+    /// Answers the request that was taken last with what `events` has, and will have: no other
+    /// request is heard. To `HEAD` that is the same without a body (RFC 9110 §9.3.2), and the end.
     pub(super) fn stream(&mut self, events: Reader) {
         begin_stream(&mut self.out);
         if self.pending.take_if(|pending| pending.head).is_some() {
@@ -247,8 +249,8 @@ impl Connection {
         }
     }
 
-    /// Takes in what there is to tell, once all before it has gone out: what a slow client does not read waits, or is lost, elsewhere.
-    /// Whether anything is owed.
+    /// Takes in what there is to tell, once all before it has gone out: what a slow client does not
+    /// read waits, or is lost, elsewhere. Whether anything is owed.
     fn refill(&mut self) -> bool {
         if let (Some(events), true) = (&self.events, self.out.is_empty()) {
             chunk(&mut self.out, events.take());

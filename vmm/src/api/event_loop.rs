@@ -24,7 +24,8 @@ use crate::trim::trim_heap;
 
 /// Connections at a time. Cloud Hypervisor has 10.
 pub const CONNECTIONS: usize = 64;
-/// Beside them, those that may only ask for figures: however many scrapers there are, whoever controls the VM finds room.
+/// Beside them, those that may only ask for figures: however many scrapers there are, whoever
+/// controls the VM finds room.
 pub(super) const SCRAPERS: usize = 8;
 
 /// Bytes read at a time from one connection.

@@ -1,7 +1,8 @@
 //! HTTP/1.1 requests out of a stream of bytes, however it is torn (RFC 9112).
 //!
-//! Bodies have a `Content-Length`; chunked ones are refused with 411, which clients answer by sending the length. A request that is
-//! refused here ends its connection: where the next one begins is not known.
+//! Bodies have a `Content-Length`; chunked ones are refused with 411, which clients answer by
+//! sending the length. A request that is refused here ends its connection: where the next one
+//! begins is not known.
 
 use std::fmt;
 

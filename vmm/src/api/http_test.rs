@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What the Rust shim sends for a NIC: request line and first headers, then the length, then the empty line, then the body.
+/// What the Rust shim sends for a NIC: request line and first headers, then the length, then the
+/// empty line, then the body.
 const RUST_SHIM: &[u8] =
     b"PUT /api/v1/vm.add-net HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nContent-Length: 5\r\n\r\n{\"a\":";
 /// What the Go shim sends for a request without a body.

@@ -1,4 +1,5 @@
-//! What `vm.info` answers: a snapshot that the machine's owner replaces and the API reads, so that neither waits for the other.
+//! What `vm.info` answers: a snapshot that the machine's owner replaces and the API reads, so that
+//! neither waits for the other.
 
 use std::sync::{Arc, Mutex};
 

@@ -10,8 +10,8 @@ use husk_virtio::unix::{self, BindError, SocketFile};
 use rustix::net::SocketType;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_acceptconn, socket_type};
 
-/// How long a client that has gone to another acceptor is waited for. Whoever has an adopted socket too can clear its `O_NONBLOCK`, and
-/// accept4(2) cannot be told not to wait.
+/// How long a client that has gone to another acceptor is waited for. Whoever has an adopted socket
+/// too can clear its `O_NONBLOCK`, and accept4(2) cannot be told not to wait.
 const PATIENCE: Duration = Duration::from_micros(1);
 /// Connections that wait to be accepted.
 const BACKLOG: libc::c_int = 128;

@@ -67,8 +67,8 @@ impl<T> QueueReceiver<T> {
     }
 }
 
-/// The commands that wait to be carried out, in the order of their arrival. Dropped, it refuses them, and no client finds the
-/// socket any more.
+/// The commands that wait to be carried out, in the order of their arrival. Dropped, it refuses
+/// them, and no client finds the socket any more.
 pub struct CommandReceiver {
     requests: QueueReceiver<Request>,
     /// The names under which clients find the server.

@@ -1,8 +1,9 @@
 //! The bytes of an answer, as Kata's shims read them.
 //!
-//! The Rust shim parses everything between `HTTP/1.1 ` and the end of the line as a number, looks for `Content-Length: ` in exactly
-//! this spelling, and decodes each piece of the answer as text on its own: hence an empty reason phrase, and bodies in ASCII. The Go
-//! shim decodes a body by its `Content-Type`. An answer without a body has neither header.
+//! The Rust shim parses everything between `HTTP/1.1 ` and the end of the line as a number, looks
+//! for `Content-Length: ` in exactly this spelling, and decodes each piece of the answer as text on
+//! its own: hence an empty reason phrase, and bodies in ASCII. The Go shim decodes a body by its
+//! `Content-Type`. An answer without a body has neither header.
 
 use std::io;
 
@@ -21,7 +22,8 @@ const LINES: &str = "application/x-ndjson";
 /// The end of a stream (RFC 9112 §7.1).
 pub const END: &[u8] = b"0\r\n\r\n";
 
-/// Appends the head of an answer whose body comes in [chunks](chunk), one day to end with [`END`], and the connection with it.
+/// Appends the head of an answer whose body comes in [chunks](chunk), one day to end with [`END`],
+/// and the connection with it.
 pub fn begin_stream(out: &mut impl Extend<u8>) {
     let head = format!(
         "{}Content-Type: {LINES}\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -106,7 +108,8 @@ impl Response {
         matches!(self.status, 200..=299)
     }
 
-    /// Appends the answer to `out`. `close` announces that the connection ends with it, `head` leaves the body out (RFC 9110 §9.3.2).
+    /// Appends the answer to `out`. `close` announces that the connection ends with it, `head`
+    /// leaves the body out (RFC 9110 §9.3.2).
     pub fn write(&self, out: &mut Vec<u8>, close: bool, head: bool) {
         out.extend_from_slice(start(self.status, close).as_bytes());
         if let Some(methods) = self.allow {

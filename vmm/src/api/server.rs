@@ -1,7 +1,8 @@
 //! The thread `api`: every connection, and nothing that takes long.
 //!
-//! Requests become commands for the owner of the machine, who carries them out in the order of their arrival; `vmm.ping` and
-//! `vm.info` are answered here, whatever is being carried out. All sockets are non-blocking and watched by one epoll.
+//! Requests become commands for the owner of the machine, who carries them out in the order of
+//! their arrival; `vmm.ping` and `vm.info` are answered here, whatever is being carried out. All
+//! sockets are non-blocking and watched by one epoll.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -59,7 +60,8 @@ impl Server {
         }
     }
 
-    /// The same, which also listens on a new socket at `path`, of mode 0600, where figures can be asked for and nothing else.
+    /// The same, which also listens on a new socket at `path`, of mode 0600, where figures can be
+    /// asked for and nothing else.
     ///
     /// # Errors
     /// See [`ListenError`].
@@ -108,8 +110,9 @@ impl Server {
         self
     }
 
-    /// Starts the thread, which calls `confine` before it looks at the first client. Commands come out of the receiver, which also
-    /// owns the socket's file; `info` is what `vm.info` answers, and `closer` has what clients pass closed.
+    /// Starts the thread, which calls `confine` before it looks at the first client. Commands come
+    /// out of the receiver, which also owns the socket's file; `info` is what `vm.info` answers,
+    /// and `closer` has what clients pass closed.
     ///
     /// # Errors
     /// When the host has no thread or no descriptor left.

@@ -185,8 +185,8 @@ pub(super) fn read(root: &Path, path: &str) -> String {
     regular_file::read_text(&root.join(path)).unwrap_or_default()
 }
 
-/// `/sys/module` has a loaded module with its `initstate`, and a built-in one without, if it has parameters; the build's list
-/// has every built-in one.
+/// `/sys/module` has a loaded module with its `initstate`, and a built-in one without, if it has
+/// parameters; the build's list has every built-in one.
 fn module(root: &Path, name: &str) -> Module {
     let sysfs = root.join("sys/module").join(name);
     if sysfs.join("initstate").exists() {

@@ -43,7 +43,8 @@ fn tightest(root: &Path, cgroups: &str, controller: &str, files: &[&str]) -> Opt
     least
 }
 
-/// Where the hierarchy of a line of `/proc/self/cgroup` is mounted, if it is about `controller`, and the group's path in it.
+/// Where the hierarchy of a line of `/proc/self/cgroup` is mounted, if it is about `controller`,
+/// and the group's path in it.
 fn locate<'a>(line: &'a str, controller: &str) -> Option<(String, &'a str)> {
     let (controllers, path) = procfs::control_group(line)?;
     match controllers {

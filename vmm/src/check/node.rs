@@ -67,7 +67,8 @@ impl Node {
     }
 }
 
-/// Names of the handlers that start a program or shim with `kata` in its name, sorted. A file that cannot be read has none.
+/// Names of the handlers that start a program or shim with `kata` in its name, sorted. A file that
+/// cannot be read has none.
 fn handlers(root: &Path) -> Vec<String> {
     let mut names = Vec::new();
     let others = DISTRIBUTIONS

@@ -7,7 +7,8 @@ mod shares;
 use super::{Check, Facts, KvmDevice, Module, Status, Virtualization};
 use crate::kvm::KVM_API_VERSION;
 
-/// The oldest kernel that husk is meant for, a long-term release: older ones lack system calls that it uses without a substitute.
+/// The oldest kernel that husk is meant for, a long-term release: older ones lack system calls that
+/// it uses without a substitute.
 pub const MIN_KERNEL: (u32, u32) = (5, 10);
 
 /// Every check, in the order of the report.

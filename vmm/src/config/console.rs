@@ -19,7 +19,8 @@ pub const MAX_KEEP: u32 = 99;
 pub struct ConsoleConfig {
     /// What is at the other end.
     pub mode: ConsoleMode,
-    /// The file of [`ConsoleMode::File`]. While a machine runs, `vm.info` has the terminal of [`ConsoleMode::Pty`] here.
+    /// The file of [`ConsoleMode::File`]. While a machine runs, `vm.info` has the terminal of
+    /// [`ConsoleMode::Pty`] here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
     /// The most bytes of that file, or of each of several; husk's own.

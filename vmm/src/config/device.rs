@@ -33,7 +33,8 @@ pub struct DiskConfig {
         deserialize_with = "DiskConfig::null_is_usual_queue_size"
     )]
     pub queue_size: u16,
-    /// The device's name. Unless there is a `serial`, the guest reads its first 20 characters as the disk's serial number.
+    /// The device's name. Unless there is a `serial`, the guest reads its first 20 characters as
+    /// the disk's serial number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Whether the guest may give space back (discard).
@@ -212,7 +213,8 @@ pub struct NetConfig {
     /// The device's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Descriptor numbers in the sender's process: they mean nothing here, the descriptors themselves come with the message.
+    /// Descriptor numbers in the sender's process: they mean nothing here, the descriptors
+    /// themselves come with the message.
     #[serde(default, skip_serializing)]
     pub fds: Option<Vec<i32>>,
     /// How fast the guest may send and receive.
@@ -305,8 +307,8 @@ impl Default for NetConfig {
 pub struct VsockConfig {
     /// The guest's context identifier, 3 or more.
     pub cid: u32,
-    /// The socket that the host's programs connect to. Empty with the kernel, to which they go by the identifier, and told even so:
-    /// a shim that reads `vm.info` wants it.
+    /// The socket that the host's programs connect to. Empty with the kernel, to which they go by
+    /// the identifier, and told even so: a shim that reads `vm.info` wants it.
     #[serde(default, deserialize_with = "null_is_default")]
     pub socket: PathBuf,
     /// Who moves packets.

@@ -53,9 +53,10 @@ impl<T> DeviceField<T> for Option<T> {
     }
 }
 
-/// Makes all that has to know every kind. A row has the kind's name in code and in generated names and commands (`_disk0`,
-/// `vm.add-disk`), its configuration, the field of [`VmConfig`] that has it, the names of its own fields, and whether descriptors that
-/// come with it are its own; those of others are closed. The order of the rows is that in which a guest finds the devices.
+/// Makes all that has to know every kind. A row has the kind's name in code and in generated names
+/// and commands (`_disk0`, `vm.add-disk`), its configuration, the field of [`VmConfig`] that has
+/// it, the names of its own fields, and whether descriptors that come with it are its own; those of
+/// others are closed. The order of the rows is that in which a guest finds the devices.
 macro_rules! kinds {
     ($($kind:ident: $name:literal, $config:ident in $field:ident, $shape:ident, descriptors: $descriptors:literal;)*) => {
         /// A device to add.
@@ -204,7 +205,8 @@ fn place<T, S: DeviceField<T>>(_field: &S, field: &str, number: usize) -> String
 }
 
 impl NewDevice {
-    /// Refuses the first field that asks for what husk does not have, by its name in the body that describes this device alone.
+    /// Refuses the first field that asks for what husk does not have, by its name in the body that
+    /// describes this device alone.
     ///
     /// # Errors
     /// [`ConfigError::Unsupported`].

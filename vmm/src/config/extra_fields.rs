@@ -15,8 +15,9 @@ const VALUES: usize = 256;
 /// The most bytes of their names and texts.
 const TEXT_BYTES: usize = 8 << 10;
 
-/// What an object holds beside the fields that husk knows: kept, so that `vm.info` echoes what was sent, but for `null`, which says
-/// no more than absence does and which strict readers of the echo refuse. Clones share it.
+/// What an object holds beside the fields that husk knows: kept, so that `vm.info` echoes what was
+/// sent, but for `null`, which says no more than absence does and which strict readers of the echo
+/// refuse. Clones share it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExtraFields(Arc<Map<String, Value>>);
 

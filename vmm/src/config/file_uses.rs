@@ -2,10 +2,11 @@
 //! the latter.
 //!
 //! Paths are compared here, and nothing is looked at: what has two names is found when the VM boots
-//! (`vmm/src/control/file_conflict.rs`). Hence two lists of what husk writes itself: [`OwnFiles`] are known by the options
-//! that name them, before any is opened, and compared on the main thread, which waits for no file system;
-//! [`ProtectedFiles`](crate::terminal::ProtectedFiles) are known by what they are once they are open, descriptors that husk was started
-//! with among them, and compared by threads that may wait.
+//! (`vmm/src/control/file_conflict.rs`). Hence two lists of what husk writes itself: [`OwnFiles`]
+//! are known by the options that name them, before any is opened, and compared on the main thread,
+//! which waits for no file system; [`ProtectedFiles`](crate::terminal::ProtectedFiles) are known by
+//! what they are once they are open, descriptors that husk was started with among them, and
+//! compared by threads that may wait.
 
 use std::path::{Component, Path, PathBuf};
 

@@ -1,4 +1,5 @@
-//! JSON from outside, read so that what is wrong names its field, and what would be right, in words that are not Rust's.
+//! JSON from outside, read so that what is wrong names its field, and what would be right, in words
+//! that are not Rust's.
 
 use serde::de::DeserializeOwned;
 

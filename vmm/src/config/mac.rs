@@ -18,7 +18,8 @@ pub struct BadMac(String);
 impl MacAddr {
     /// A random unicast address of those that everybody may use (locally administered).
     pub fn random() -> Self {
-        // Two hashers with keys of the system's entropy: enough for addresses that should differ, none of them is a secret.
+        // Two hashers with keys of the system's entropy: enough for addresses that should differ,
+        // none of them is a secret.
         let [a, b, c, d, e, f, ..] = RandomState::new().hash_one(std::process::id()).to_le_bytes();
         Self([(a & 0xfc) | 0x02, b, c, d, e, f])
     }

@@ -1,8 +1,9 @@
 //! What a VM is made of: [`VmConfig`], in the wire format of Cloud Hypervisor's `vm.create`.
 //!
-//! Fields that husk does not know are kept for the echo of `vm.info` ([`ExtraFields`]), and `null` stands for a field's default, because
-//! Kata's shims send both. Sizes are in bytes. [`VmConfig::validate`] says what is wrong with a configuration before anything is
-//! done with it, and refuses by name what husk cannot honour.
+//! Fields that husk does not know are kept for the echo of `vm.info` ([`ExtraFields`]), and `null`
+//! stands for a field's default, because Kata's shims send both. Sizes are in bytes.
+//! [`VmConfig::validate`] says what is wrong with a configuration before anything is done with it,
+//! and refuses by name what husk cannot honour.
 
 mod console;
 mod cores;

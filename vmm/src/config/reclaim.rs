@@ -20,8 +20,9 @@ pub enum Reclaim {
 }
 
 impl Reclaim {
-    /// Has `config` follow the policy, by a balloon that is made for it if there is none. One whose balloon says what to reclaim stays as
-    /// it is, and so does one of huge pages, which balloons do not give back.
+    /// Has `config` follow the policy, by a balloon that is made for it if there is none. One whose
+    /// balloon says what to reclaim stays as it is, and so does one of huge pages, which balloons
+    /// do not give back.
     pub fn apply(self, config: &mut VmConfig) {
         let says = |balloon: &BalloonConfig| balloon.free_page_reporting || balloon.reclaim_idle.is_some();
         if self == Self::Off || config.memory.hugepages || config.balloon.as_ref().is_some_and(says) {

@@ -175,7 +175,8 @@ impl FsConfig {
     }
 }
 
-/// Whether the kernel could take `label`, of up to [`MAX_LABEL_BYTES`]: what the types and levels of its policy are, only it knows.
+/// Whether the kernel could take `label`, of up to [`MAX_LABEL_BYTES`]: what the types and levels
+/// of its policy are, only it knows.
 pub(crate) fn is_label(label: &str) -> bool {
     let mut parts = label.splitn(4, ':');
     let named = (0..3).all(|_| parts.next().is_some_and(|part| !part.is_empty()));

@@ -1,4 +1,5 @@
-//! Unix sockets on which husk listens, or to which it connects, for a VM: nobody else may have one on which husk is to listen.
+//! Unix sockets on which husk listens, or to which it connects, for a VM: nobody else may have one
+//! on which husk is to listen.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,8 @@ impl OwnSockets {
         Self { folder, sockets }
     }
 
-    /// The option that names the socket at `path`. Files are not looked at: another name of the same file is another socket.
+    /// The option that names the socket at `path`. Files are not looked at: another name of the
+    /// same file is another socket.
     fn option_of(&self, path: &Path) -> Option<&'static str> {
         let path = self.folder.join(path);
         let found = self.sockets.iter().find(|(_, own)| *own == path);

@@ -1,5 +1,6 @@
-//! Cloud Hypervisor's fields that husk gives no meaning to. Each has values that ask for nothing, of which its default is one: they are
-//! accepted, because clients send them. Any other value is refused by name, so that nobody runs with less than was asked for.
+//! Cloud Hypervisor's fields that husk gives no meaning to. Each has values that ask for nothing,
+//! of which its default is one: they are accepted, because clients send them. Any other value is
+//! refused by name, so that nobody runs with less than was asked for.
 //!
 //! A field with several such values is named in `docs/api.md`: what it says makes no difference here.
 

@@ -17,7 +17,8 @@ pub(super) use crate::memory::BLOCK_BYTES as PMEM_UNIT_BYTES;
 pub const PAGE_BYTES: u64 = 4096;
 /// The least RAM that holds the boot structures below 1 MiB and a payload above them.
 pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
-/// The most virtqueues of a disk: as many as a device can have. Shims ask for one a vCPU, whatever the guest makes use of.
+/// The most virtqueues of a disk: as many as a device can have. Shims ask for one a vCPU, whatever
+/// the guest makes use of.
 pub const MAX_DISK_QUEUES: u16 = QUEUES_MAX;
 /// The most pairs of virtqueues of a network device, beside the queue for commands.
 pub const MAX_NET_PAIRS: u16 = (QUEUES_MAX - 1) / 2;
@@ -32,8 +33,8 @@ pub const HUGE_PAGE_BYTES: [u64; 2] = [2 << 20, 1 << 30];
 pub(super) const MIN_PHYS_BITS: u8 = 32;
 /// Devices that a machine has room for: PCI slots, less that of the host bridge.
 pub(super) const MAX_DEVICES: usize = crate::machine::PCI_SLOTS as usize - 1;
-/// The least and the most entries of a disk's virtqueue. A shorter one could not hold a request of usual length; a longer one
-/// only adds latency.
+/// The least and the most entries of a disk's virtqueue. A shorter one could not hold a request of
+/// usual length; a longer one only adds latency.
 pub(super) const QUEUE_SIZES: std::ops::RangeInclusive<u16> = 16..=1024;
 
 impl VmConfig {
@@ -91,13 +92,14 @@ impl VmConfig {
         }
     }
 
-    /// Width of this VM's guest-physical addresses on a host that has `limits`: as wide as they can be there, and may be here.
+    /// Width of this VM's guest-physical addresses on a host that has `limits`: as wide as they can
+    /// be there, and may be here.
     pub fn phys_bits(&self, limits: Limits) -> u8 {
         limits.phys_bits.min(self.cpus.max_phys_bits)
     }
 
-    /// Has as much of what may come later as there are addresses for: beside RAM that has grown since it was [validated](Self::validate), or
-    /// where clients ask for all that the host has.
+    /// Has as much of what may come later as there are addresses for: beside RAM that has grown
+    /// since it was [validated](Self::validate), or where clients ask for all that the host has.
     pub fn fit_hotplug(&mut self, limits: Limits) {
         let room = self.own_limits(limits).room_beside(&self.memory);
         self.memory.hotplug_size = self.memory.hotplug_size.map(|more| more.min(room));
@@ -112,8 +114,10 @@ impl VmConfig {
         self.devices().count().saturating_add(own)
     }
 
-    /// Checks what a device that is [in itself](super::NewDevice::refuse_foreign) as it may be can get wrong in a VM which runs: its own fields, and
-    /// what it has in common with others. The rest of the machine is there, and may be larger by now than one that is to be built might be.
+    /// Checks what a device that is [in itself](super::NewDevice::refuse_foreign) as it may be can
+    /// get wrong in a VM which runs: its own fields, and what it has in common with others. The
+    /// rest of the machine is there, and may be larger by now than one that is to be built might
+    /// be.
     ///
     /// # Errors
     /// As [`VmConfig::validate`].
@@ -157,7 +161,8 @@ impl VmConfig {
         }
     }
 
-    /// Checks that there are addresses for all persistent memory, as far as its size is known without a look at the files.
+    /// Checks that there are addresses for all persistent memory, as far as its size is known
+    /// without a look at the files.
     fn validate_pmem_room(&self, limits: Limits) -> Result<(), ConfigError> {
         let sizes = self.pmem.iter().map(|pmem| pmem.size.unwrap_or(PMEM_UNIT_BYTES));
         let (found, (_, max)) = (sizes.fold(0, u64::saturating_add), limits.pmem_window());

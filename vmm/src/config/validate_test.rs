@@ -233,7 +233,8 @@ fn devices_that_no_machine_has_room_for_and_taps_of_two_are_refused_before_anyth
     );
 }
 
-/// RAM that has come, and what may come anew at the next boot, may be more than a VM can be made with: a disk is none of it.
+/// RAM that has come, and what may come anew at the next boot, may be more than a VM can be made
+/// with: a disk is none of it.
 #[test]
 fn what_comes_to_a_vm_that_runs_is_looked_at_by_itself() {
     let mut config = good();

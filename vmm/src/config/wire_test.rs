@@ -1,5 +1,5 @@
-//! Tests of the whole wire format against `wire.txt`: every default asks for nothing, and no other value is without effect unless the
-//! documents say so.
+//! Tests of the whole wire format against `wire.txt`: every default asks for nothing, and no other
+//! value is without effect unless the documents say so.
 
 use std::collections::BTreeSet;
 
@@ -37,7 +37,8 @@ fn fields() -> impl Iterator<Item = Field> {
     })
 }
 
-/// Where the objects of a kind are in a `vm.create`, the fields that one of them needs, its shape, and what it is called in refusals.
+/// Where the objects of a kind are in a `vm.create`, the fields that one of them needs, its shape,
+/// and what it is called in refusals.
 const OBJECTS: [(&str, &str, &str, &Shape, &str); 18] = [
     ("VmConfig", "", "{}", &fields::VM, ""),
     (

@@ -1,5 +1,6 @@
-//! What is being made beside the control thread, a machine or a device of one that runs: a back-end may let husk wait, storage may be slow,
-//! and memory that is to be there from the start takes its time. Whoever began it looks for the result at each wakeup.
+//! What is being made beside the control thread, a machine or a device of one that runs: a back-end
+//! may let husk wait, storage may be slow, and memory that is to be there from the start takes its
+//! time. Whoever began it looks for the result at each wakeup.
 
 use std::io;
 use std::task::Waker;
@@ -12,11 +13,13 @@ use crate::api::{ApiError, Command, Kind, Outcome, Reply};
 use crate::background::{self, BackgroundTask};
 use crate::machine::{BuildError, Machine, Passed};
 
-/// How long building may take. Each back-end has its own, shorter limit; what is left is memory: with `prefault` the host zeroes
-/// gigabytes in a second, or less than one when it has to make room first.
+/// How long building may take. Each back-end has its own, shorter limit; what is left is memory:
+/// with `prefault` the host zeroes gigabytes in a second, or less than one when it has to make room
+/// first.
 pub(crate) const BUILD_DEADLINE: Duration = Duration::from_secs(600);
 
-/// A machine, or a device, on its way. Dropping this leaves it to its thread, which takes apart what nobody wants any more.
+/// A machine, or a device, on its way. Dropping this leaves it to its thread, which takes apart
+/// what nobody wants any more.
 #[derive(Debug)]
 pub(super) struct Building<T: Send + 'static, E: Send + 'static = BuildError> {
     result: BackgroundTask<Result<T, E>>,
@@ -115,7 +118,8 @@ impl Controller {
         Some(built.map_err(|error| self.refused(error).context(failed)))
     }
 
-    /// Why something cannot be had, for a client. What is taken may be by a device of this process that was left behind, and is named then.
+    /// Why something cannot be had, for a client. What is taken may be by a device of this process
+    /// that was left behind, and is named then.
     pub(super) fn refused(&mut self, error: BuildError) -> ApiError {
         let left: Vec<String> = match is_in_use(&error) {
             true => self.abandoned.iter_mut().flat_map(Machine::unstopped).collect(),

@@ -1,4 +1,5 @@
-//! `vm.containers` and `vm.set-containers`: what clients note of the containers in a VM, kept with the VM and read by nobody here.
+//! `vm.containers` and `vm.set-containers`: what clients note of the containers in a VM, kept with
+//! the VM and read by nobody here.
 //!
 //! A writer names the revision that it has read, so that of two who change the list at once one is told. So does a
 //! `vm.resize` whose size was made of the list: one that another list has overtaken is not asked for. Containers end

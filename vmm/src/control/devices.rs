@@ -18,7 +18,8 @@ use crate::machine::{Machine, Pending, STOP_DEADLINE, Update, net};
 
 /// How soon, and at the latest how often, a guest that does not listen yet is reminded of what it has been told.
 const REMIND: std::ops::RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(1);
-/// When a device that could not be taken apart is tried again: what the host refuses for the moment, it grants a moment later.
+/// When a device that could not be taken apart is tried again: what the host refuses for the
+/// moment, it grants a moment later.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long opening a device may take. A back-end has its own, shorter limit; what is left is storage that is slow.
 pub(crate) const ADD_DEADLINE: Duration = Duration::from_secs(60);
@@ -30,7 +31,8 @@ struct Add {
 }
 
 impl Controller {
-    /// Before the boot a device joins the configuration; afterwards it is opened, then it is real and the guest is told.
+    /// Before the boot a device joins the configuration; afterwards it is opened, then it is real
+    /// and the guest is told.
     pub(super) fn add(&mut self, device: NewDevice, descriptors: Vec<PassedFd>) -> Progress {
         let command = device.command();
         match self.begin_add(device, descriptors) {
@@ -116,7 +118,8 @@ impl Controller {
         Ok(Reply::Json(json!({"id": id, "bdf": bdf})))
     }
 
-    /// Before the boot a device leaves the configuration; afterwards the guest is asked to let go of it, and it goes when it has.
+    /// Before the boot a device leaves the configuration; afterwards the guest is asked to let go
+    /// of it, and it goes when it has.
     pub(super) fn remove(&mut self, id: &str) -> Outcome {
         let vm = existing(&mut self.vm)?;
         let unknown = || {
@@ -188,7 +191,8 @@ impl Controller {
         }
     }
 
-    /// Devices that were asked back go with the machine that ends, whatever the guest has made of that: no other one begins with them.
+    /// Devices that were asked back go with the machine that ends, whatever the guest has made of
+    /// that: no other one begins with them.
     pub(super) fn end_removals(&mut self) {
         // What the guest has refused stays, and what is gone is gone.
         self.report_answers();
@@ -202,7 +206,8 @@ impl Controller {
         }
     }
 
-    /// Tells of devices that have not stopped in time. They are watched further, and collected should they stop after all.
+    /// Tells of devices that have not stopped in time. They are watched further, and collected
+    /// should they stop after all.
     pub(super) fn look_for_stuck(&mut self, now: Instant) {
         let Some(vm) = &mut self.vm else { return };
         let stuck = vm.stopping.take_late(now);

@@ -1,8 +1,9 @@
 //! The main thread's loop: commands, signals, the keyboard and what others attach to, wakeups, timers, and the guest's
 //! end.
 //!
-//! Each round serves everything that is ready, the most urgent first, and of each a piece that is bounded: one command, one signal, one
-//! read of keys. So nothing that never ceases keeps the rest from its turn, and timers are looked at in every round.
+//! Each round serves everything that is ready, the most urgent first, and of each a piece that is
+//! bounded: one command, one signal, one read of keys. So nothing that never ceases keeps the rest
+//! from its turn, and timers are looked at in every round.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -38,7 +39,8 @@ const SOURCES: usize = 9;
 const BACKLOG_BYTES: usize = 4096;
 /// How often a guest with a full FIFO is offered the backlog again.
 const RETRY: Duration = Duration::from_millis(20);
-/// How long the loop waits at most before it confines its thread, when nothing happens: by then the guest runs, and is not waited for.
+/// How long the loop waits at most before it confines its thread, when nothing happens: by then the
+/// guest runs, and is not waited for.
 const NARROW: Duration = Duration::from_millis(5);
 
 /// Why the main thread left its loop.
@@ -54,8 +56,9 @@ pub enum Ended {
     Unbuilt(BuildError),
 }
 
-/// Carries out the commands in `commands`, and serves the VM that `controller` has, until the end. Without it there will be no other
-/// machine, and no device more: the thread confines itself to the role of this loop before it serves anything, or once there is a machine.
+/// Carries out the commands in `commands`, and serves the VM that `controller` has, until the end.
+/// Without it there will be no other machine, and no device more: the thread confines itself to the
+/// role of this loop before it serves anything, or once there is a machine.
 ///
 /// # Errors
 /// What the host refuses of a loop's needs.
@@ -112,8 +115,8 @@ struct EventLoop<'a> {
 }
 
 impl EventLoop<'_> {
-    /// Confines the thread, if it is to be, once there is a machine and something to be served, or soon. Installed at once, the filter would
-    /// take its time from a guest that is about to begin.
+    /// Confines the thread, if it is to be, once there is a machine and something to be served, or
+    /// soon. Installed at once, the filter would take its time from a guest that is about to begin.
     fn narrow(&mut self) -> io::Result<()> {
         if self.controller.machine().is_none() {
             return Ok(());
@@ -189,7 +192,8 @@ impl EventLoop<'_> {
             return Ok(());
         }
         if let Some(Watched { ended, .. }) = self.watched.take() {
-            // A machine that was left behind keeps its own descriptor of this: closing ours would not take it out of the set.
+            // A machine that was left behind keeps its own descriptor of this: closing ours would
+            // not take it out of the set.
             unwatch(&self.epoll, ended.as_raw_fd())?;
         }
         let (Some(machine), Some(number)) = (self.controller.machine(), number) else {
@@ -283,8 +287,8 @@ impl EventLoop<'_> {
     fn answer(&mut self) -> Option<Ended> {
         let leaving = self.controller.is_leaving();
         if let (true, Some(commands)) = (leaving, self.commands) {
-            // Whoever asked may kill the process as soon as it has the answer: nothing may be left to do then, but for what
-            // threads are writing to files.
+            // Whoever asked may kill the process as soon as it has the answer: nothing may be left
+            // to do then, but for what threads are writing to files.
             commands.unlink_sockets();
         }
         for (respond, outcome) in self.controller.take_answers() {
@@ -385,7 +389,8 @@ impl Keys {
         }
     }
 
-    /// Has `epoll` tell of what is typed as long as there is room for it: told of what it cannot read, the loop would turn without end.
+    /// Has `epoll` tell of what is typed as long as there is room for it: told of what it cannot
+    /// read, the loop would turn without end.
     fn watch(&mut self, epoll: &Epoll) -> io::Result<()> {
         let Some(input) = &self.input else { return Ok(()) };
         let has_room = self.backlog.len() < BACKLOG_BYTES;

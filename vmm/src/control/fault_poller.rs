@@ -1,7 +1,7 @@
-//! What is looked for once a second while somebody listens to events, or the guest gives memory back or gets more, and by nobody else:
-//! errors of devices, a host or a guest without memory. It costs the data path nothing. A guest can cause such events
-//! without end: of a kind no more than one a second and [`MAX_EVENTS`] in [`WINDOW`] are told, with the number of what
-//! there was.
+//! What is looked for once a second while somebody listens to events, or the guest gives memory
+//! back or gets more, and by nobody else: errors of devices, a host or a guest without memory. It
+//! costs the data path nothing. A guest can cause such events without end: of a kind no more than
+//! one a second and [`MAX_EVENTS`] in [`WINDOW`] are told, with the number of what there was.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -26,7 +26,8 @@ pub(crate) fn is_in_use(error: &BuildError) -> bool {
         || matches!(source.downcast_ref(), Some(VsockError::Listen(BindError::InUse(_))))
 }
 
-/// The device of `config` whose file `device` could not have, if that is why it failed. Looks at files, and waits for their file systems.
+/// The device of `config` whose file `device` could not have, if that is why it failed. Looks at
+/// files, and waits for their file systems.
 pub(super) fn conflicting_device(error: &BuildError, config: &VmConfig, device: &NewDevice) -> Option<String> {
     if !is_in_use(error) {
         return None;
@@ -39,8 +40,9 @@ pub(super) fn conflicting_device(error: &BuildError, config: &VmConfig, device: 
     config.devices().find(has_it)?.id().map(str::to_owned)
 }
 
-/// Checks that nothing that is written is a file that the VM of `config` is made of: neither by its ports, nor, to
-/// `own`, by husk itself; and that no port writes where husk writes events. Looks at files, and waits for their file systems.
+/// Checks that nothing that is written is a file that the VM of `config` is made of: neither by its
+/// ports, nor, to `own`, by husk itself; and that no port writes where husk writes events. Looks at
+/// files, and waits for their file systems.
 ///
 /// # Errors
 /// [`ConfigError::Overwritten`], [`ConfigError::BesideEvents`].

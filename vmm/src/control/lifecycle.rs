@@ -1,5 +1,5 @@
-//! `vm.pause`, `vm.shutdown`, `vm.reboot`, `vm.delete` and `vmm.shutdown`: everybody is asked, watched and collected, and nobody is waited
-//! for.
+//! `vm.pause`, `vm.shutdown`, `vm.reboot`, `vm.delete` and `vmm.shutdown`: everybody is asked,
+//! watched and collected, and nobody is waited for.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,9 @@ use crate::api::{ApiError, Command, Kind, Outcome, Reply, Responder, VmState};
 use crate::background;
 use crate::machine::{Machine, STOP_DEADLINE};
 
-/// How long a pause may take. What a device has to finish first is bounded (a disk: the requests that its host has), and a busy disk
-/// does that in seconds; a client that gives up sooner finds the VM paused or running, never between.
+/// How long a pause may take. What a device has to finish first is bounded (a disk: the requests
+/// that its host has), and a busy disk does that in seconds; a client that gives up sooner finds
+/// the VM paused or running, never between.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What has failed when there is no machine after a reboot.
@@ -224,7 +225,8 @@ impl Work<Controller> for Pause {
         Some(Ok(Reply::Done))
     }
 
-    /// Everything goes on as if nobody had asked. Before a stop it does not matter, and before a resume it is what comes next.
+    /// Everything goes on as if nobody had asked. Before a stop it does not matter, and before a
+    /// resume it is what comes next.
     fn give_up(&mut self, owner: &mut Controller, why: GiveUp<'_>) -> Outcome {
         match why {
             GiveUp::Superseded(by) => return Err(superseded(self.command(), by)),

@@ -1,5 +1,5 @@
-//! What the kernel says of the control group that husk is in and its memory (cgroup v2, `memory.events`), and of those around it
-//! (`memory.events.local`).
+//! What the kernel says of the control group that husk is in and its memory (cgroup v2,
+//! `memory.events`), and of those around it (`memory.events.local`).
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -109,7 +109,8 @@ impl MemoryEvents {
             }
         }
         if oom > 0 || oom_kill > 0 {
-            // A kill that the group's own limit did not ask for was asked for by one around it, or by the host's lack of memory.
+            // A kill that the group's own limit did not ask for was asked for by one around it, or
+            // by the host's lack of memory.
             let (limit, group) = match met.first() {
                 _ if oom > 0 => ("own", None),
                 group => ("outside", group.copied()),

@@ -8,9 +8,10 @@
 //! | `Paused` | yes | yes | `vm.pause` |
 //! | `Shutdown` | yes | no | `vm.shutdown` |
 //!
-//! A command either succeeds, or leaves everything as it was and says why. One that depends on others, devices or the guest, is an
-//! operation in progress (`operation.rs`) that wakeups and timers drive on, until it is answered. A guest that ends by
-//! itself ends the process, in `event_loop.rs`; a reboot by command builds the machine anew.
+//! A command either succeeds, or leaves everything as it was and says why. One that depends on
+//! others, devices or the guest, is an operation in progress (`operation.rs`) that wakeups and
+//! timers drive on, until it is answered. A guest that ends by itself ends the process, in
+//! `event_loop.rs`; a reboot by command builds the machine anew.
 
 mod boot_trace;
 mod building;
@@ -139,8 +140,8 @@ impl From<ApiError> for Progress {
 }
 
 impl Controller {
-    /// No VM yet. `info` and `events` are kept up to date; `outputs` is what a console in mode `Tty` prints on; `threads` start what serves
-    /// devices, and wake the waker of `wakeup`.
+    /// No VM yet. `info` and `events` are kept up to date; `outputs` is what a console in mode
+    /// `Tty` prints on; `threads` start what serves devices, and wake the waker of `wakeup`.
     pub fn new(
         info: Info,
         events: Events,
@@ -187,8 +188,9 @@ impl Controller {
         self.vm.as_mut()?.machine_mut()
     }
 
-    /// Takes in a configuration that was made of this process's own command line, and begins to boot it. The loop serves signals meanwhile: a
-    /// kernel's file system may take as long as it likes. `Controller::take_failure` says then why it cannot be had.
+    /// Takes in a configuration that was made of this process's own command line, and begins to
+    /// boot it. The loop serves signals meanwhile: a kernel's file system may take as long as it
+    /// likes. `Controller::take_failure` says then why it cannot be had.
     ///
     /// # Errors
     /// Why it cannot be begun.
@@ -227,8 +229,8 @@ impl Controller {
         options
     }
 
-    /// Ends the VM within [`STOP_DEADLINE`], and forgets it. Commands in progress are answered that husk is ending. For the end of the
-    /// process: this waits.
+    /// Ends the VM within [`STOP_DEADLINE`], and forgets it. Commands in progress are answered that
+    /// husk is ending. For the end of the process: this waits.
     pub fn stop(&mut self) {
         self.operations = Operations::default();
         if let Some(vm) = &mut self.vm
@@ -382,7 +384,8 @@ impl Controller {
         self.options.hotplug.apply(&mut config.memory);
         self.options.core_scheduling.apply(&mut config.cpus);
         let limits = self.limits();
-        // Shims ask for all that the host has, whatever the pod may come to: beyond that there is nothing to be refused.
+        // Shims ask for all that the host has, whatever the pod may come to: beyond that there is
+        // nothing to be refused.
         let asked = config.memory.hotplug_size;
         config.fit_hotplug(limits);
         let valid = config.validate(limits);

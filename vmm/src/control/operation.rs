@@ -1,8 +1,9 @@
 //! Commands that take their time: what is in progress, what it excludes, and how each of them ends.
 //!
-//! An operation is begun by a command and answered when its [`Work`] has come to an end, at its deadline, or when a later command takes
-//! its place. The control thread serves everything else meanwhile. What may be asked during which operation is the table of
-//! [`relation`]; docs/api.md shows it to clients.
+//! An operation is begun by a command and answered when its [`Work`] has come to an end, at its
+//! deadline, or when a later command takes its place. The control thread serves everything else
+//! meanwhile. What may be asked during which operation is the table of [`relation`]; docs/api.md
+//! shows it to clients.
 
 use std::time::Instant;
 
@@ -94,7 +95,8 @@ pub(super) trait Work<Owner>: Send {
     /// Looks at what has happened, and goes on. The answer once it is done; it is not called again then. Never waits.
     fn advance(&mut self, owner: &mut Owner) -> Option<Outcome>;
 
-    /// Whether it ends where `command` comes, which may take the place of its like ([`relation`]): it may have asked for other things.
+    /// Whether it ends where `command` comes, which may take the place of its like ([`relation`]):
+    /// it may have asked for other things.
     fn yields_to(&mut self, _command: &Command) -> bool {
         true
     }

@@ -192,8 +192,8 @@ impl Controller {
         }
     }
 
-    /// A guest that has said `why` it has no memory left gives none back, and is given none that it would have to describe, unless that was
-    /// for the limit of a group of its own (`is_own`).
+    /// A guest that has said `why` it has no memory left gives none back, and is given none that it
+    /// would have to describe, unless that was for the limit of a group of its own (`is_own`).
     pub(super) fn keep_memory(&mut self, why: &str, is_own: bool) {
         let Some(machine) = self.machine_mut() else { return };
         let mut change = machine.stop_shrinking(why);

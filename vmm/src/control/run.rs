@@ -37,8 +37,8 @@ pub enum Exit {
     Interrupted,
 }
 
-/// Builds the VM, runs it until it ends, and takes it apart again. Clients of `server`, if there is one, may ask what they ask of
-/// [`serve`](super::serve()).
+/// Builds the VM, runs it until it ends, and takes it apart again. Clients of `server`, if there is
+/// one, may ask what they ask of [`serve`](super::serve()).
 ///
 /// # Errors
 /// What the user can mend, in one line each. Nothing is left running.
@@ -112,8 +112,9 @@ pub fn conclude(
     }
 }
 
-/// Starts the thread that starts device threads, then confines this one: neither can do what only the other needs. Signals are diverted
-/// first, so that no thread is ever without that. The threads wake the waker of the wakeup.
+/// Starts the thread that starts device threads, then confines this one: neither can do what only
+/// the other needs. Signals are diverted first, so that no thread is ever without that. The threads
+/// wake the waker of the wakeup.
 ///
 /// # Errors
 /// What the host refuses; the process ends then.

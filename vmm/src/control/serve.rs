@@ -12,8 +12,8 @@ use crate::events::{Events, VERSION};
 use crate::seccomp::{Mode, Role};
 use crate::terminal::ProcessOutputs;
 
-/// The API's thread, and what its clients ask for. Dropped in this order: commands that wait are refused, then all that has been answered
-/// goes out.
+/// The API's thread, and what its clients ask for. Dropped in this order: commands that wait are
+/// refused, then all that has been answered goes out.
 pub(super) struct Served {
     commands: CommandReceiver,
     _running: Running,

@@ -40,8 +40,8 @@ impl<Due: Copy + Ord> Timers<Due> {
         }
     }
 
-    /// Takes all that is due at `now`, the earliest first. What is set while these are served is for the next call, so that a timer
-    /// that sets itself again keeps nobody from his turn.
+    /// Takes all that is due at `now`, the earliest first. What is set while these are served is
+    /// for the next call, so that a timer that sets itself again keeps nobody from his turn.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<Due> {
         let due: Vec<Due> = self
             .by_time

@@ -24,7 +24,8 @@ use crate::trace::Trace;
 /// What a machine that is being built is called, among devices.
 const BUILDER: &str = "__builder";
 
-/// A device that has been opened, with the descriptors that belong to it. What is not given to the guest, a thread closes.
+/// A device that has been opened, with the descriptors that belong to it. What is not given to the
+/// guest, a thread closes.
 pub(super) type OpenedDevice = DropInBackground<(Box<dyn VirtioDevice>, Passed)>;
 
 /// A device that has been opened, or why there is none.
@@ -217,7 +218,8 @@ impl Vm {
         Ok(())
     }
 
-    /// The machine that was being built, or why there is none, and what to say of it; `None` as long as it is not known.
+    /// The machine that was being built, or why there is none, and what to say of it; `None` as
+    /// long as it is not known.
     pub(super) fn built(&mut self) -> Option<(Result<Machine, BuildError>, String)> {
         let (building, trace) = self.building.as_ref()?;
         let built = building.take_result()?;
@@ -246,8 +248,9 @@ impl Vm {
         self.building.is_none() && self.opening.is_empty()
     }
 
-    /// Begins to open `device`, whose name nobody has, beside this thread, for the machine that runs: see [`Vm::opened`].
-    /// None of the files that `outputs` or its ports write is one for a device.
+    /// Begins to open `device`, whose name nobody has, beside this thread, for the machine that
+    /// runs: see [`Vm::opened`]. None of the files that `outputs` or its ports write is one for a
+    /// device.
     pub(super) fn open(
         &mut self,
         device: NewDevice,
@@ -282,7 +285,8 @@ impl Vm {
         Ok(())
     }
 
-    /// The device called `id` that was being opened, with its descriptors, or why there is none; `None` as long as it is not known.
+    /// The device called `id` that was being opened, with its descriptors, or why there is none;
+    /// `None` as long as it is not known.
     pub(super) fn opened(&mut self, id: &str) -> Option<(NewDevice, OpenResult)> {
         let at = self.opening.iter().position(|opening| opening.is(id))?;
         let opened = self.opening.get(at)?.building.take_result()?.map(DropInBackground::new);
@@ -313,13 +317,15 @@ impl Vm {
         config
     }
 
-    /// Whether nothing of the VM is at work any more, after [`Vm::stop`]. A device that opens slowly keeps no other from being stopped.
+    /// Whether nothing of the VM is at work any more, after [`Vm::stop`]. A device that opens
+    /// slowly keeps no other from being stopped.
     pub(super) fn is_stopped(&mut self) -> bool {
         let is_over = self.is_building_over();
         self.is_machine_stopped() && is_over
     }
 
-    /// Whether nothing of the machine is at work any more, nor one being built. Devices may be: they are no part of it yet.
+    /// Whether nothing of the machine is at work any more, nor one being built. Devices may be:
+    /// they are no part of it yet.
     pub(super) fn is_machine_stopped(&mut self) -> bool {
         let machine = self.machine.as_mut();
         machine.is_none_or(|machine| machine.unstopped().is_empty()) && self.building.is_none()
@@ -346,8 +352,8 @@ impl Vm {
         Some(*self.stopped.get_or_insert_with(Instant::now))
     }
 
-    /// Has a thread drop the machine, which has stopped. Whether nothing is left of it, and the VM has none any more; to be called again until then.
-    /// Never waits.
+    /// Has a thread drop the machine, which has stopped. Whether nothing is left of it, and the VM
+    /// has none any more; to be called again until then. Never waits.
     pub(super) fn end_machine(&mut self) -> bool {
         if self.ending.is_none() {
             self.ending = self.take_machine().map(Machine::take_apart);
@@ -372,7 +378,8 @@ impl Vm {
         self.stopped.is_some()
     }
 
-    /// Parts with the machine, which has stopped or is left behind, and with what is being built, opened, or [ended](Self::end_machine).
+    /// Parts with the machine, which has stopped or is left behind, and with what is being built,
+    /// opened, or [ended](Self::end_machine).
     pub(super) fn take_machine(&mut self) -> Option<Machine> {
         self.ending = None;
         self.building = None;

@@ -1,7 +1,9 @@
-//! Core scheduling of vCPU threads (Linux, `admin-guide/hw-vuln/core-scheduling.rst`): what the hardware threads of one core share, one
-//! guest cannot learn of another by, because the host never runs threads of different cookies on one core at a time.
+//! Core scheduling of vCPU threads (Linux, `admin-guide/hw-vuln/core-scheduling.rst`): what the
+//! hardware threads of one core share, one guest cannot learn of another by, because the host never
+//! runs threads of different cookies on one core at a time.
 //!
-//! The first vCPU's thread makes the cookie, and the others take it from there; hot-plugged ones too, as the first vCPU is never unplugged.
+//! The first vCPU's thread makes the cookie, and the others take it from there; hot-plugged ones
+//! too, as the first vCPU is never unplugged.
 
 use std::fmt;
 use std::io;
@@ -42,12 +44,12 @@ impl Cores {
         }
     }
 
-    /// Gives the calling thread, which is to run vCPU `id`, its cookie. The first vCPU's thread waits for none; others wait until it has
-    /// called this.
+    /// Gives the calling thread, which is to run vCPU `id`, its cookie. The first vCPU's thread
+    /// waits for none; others wait until it has called this.
     ///
     /// # Errors
-    /// What the kernel says, unless it has no core scheduling (before Linux 5.14, or built without) or the host's cores have one thread
-    /// each: then there is nothing to do.
+    /// What the kernel says, unless it has no core scheduling (before Linux 5.14, or built without)
+    /// or the host's cores have one thread each: then there is nothing to do.
     pub(super) fn join(&self, id: u32) -> io::Result<()> {
         let taken = match (self.mode, id) {
             (CoreScheduling::Off, _) => return Ok(()),

@@ -1,7 +1,7 @@
 //! Needs `/dev/kvm`, where it does not say otherwise: a guest of a few instructions for each vCPU.
 //!
-//! The first vCPU counts at [`FIRST`]. When [`START`] is set it clears it and starts vCPU 1 (Intel SDM vol. 3A §9.4.4.1), which counts at
-//! [`SECOND`].
+//! The first vCPU counts at [`FIRST`]. When [`START`] is set it clears it and starts vCPU 1 (Intel
+//! SDM vol. 3A §9.4.4.1), which counts at [`SECOND`].
 
 use std::time::{Duration, Instant};
 
@@ -191,8 +191,8 @@ fn up_to(boot_vcpus: u32, max_vcpus: u32) -> CpusConfig {
     }
 }
 
-/// Threads for `boot` of `max` vCPUs that never come, so that whatever is asked of one is not done before its thread ends. Needs no
-/// KVM.
+/// Threads for `boot` of `max` vCPUs that never come, so that whatever is asked of one is not done
+/// before its thread ends. Needs no KVM.
 fn without_vcpus(boot: u32, max: u32) -> (Cpus, Wakeup) {
     let wakeup = Wakeup::new().unwrap();
     let board = Arc::new(Board::new(EventFd::new(EFD_NONBLOCK).unwrap()));
@@ -419,7 +419,8 @@ fn has_thread(name: &str) -> bool {
     names.any(|found| found.trim_end() == name)
 }
 
-/// Its thread is nobody's: it ends by itself, and is not waited for in the end, nor taken for that of the vCPU when it comes again.
+/// Its thread is nobody's: it ends by itself, and is not waited for in the end, nor taken for that
+/// of the vCPU when it comes again.
 #[test]
 fn the_thread_of_a_vcpu_that_has_gone_is_not_waited_for() {
     // A number that no other test has.

@@ -1,8 +1,8 @@
 //! One vCPU between the control thread and its own: what the thread is asked to do, and who has the vCPU.
 //!
-//! The thread has the vCPU while the guest runs on it, and gives it back whenever it is asked out of the guest. So the control thread
-//! makes its calls on the vCPU itself, under its own seccomp filter, and nobody waits for anybody: a command is given
-//! and seen to.
+//! The thread has the vCPU while the guest runs on it, and gives it back whenever it is asked out
+//! of the guest. So the control thread makes its calls on the vCPU itself, under its own seccomp
+//! filter, and nobody waits for anybody: a command is given and seen to.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

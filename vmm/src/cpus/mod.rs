@@ -7,8 +7,9 @@
 //! | `Running` | in the guest, or waiting in KVM to be started | with the thread | [`Cpus::pause`], [`Cpus::retire`] |
 //! | `Held` | waits | with the control thread | [`Cpus::resume`], [`Cpus::retire`] |
 //!
-//! Nothing here waits: vCPUs are asked, and the waker is woken when one has come where it was asked to. A vCPU cannot be taken back from
-//! KVM, so one that is unplugged is kept for the time when it comes again. Its thread ends: what a pod does not have costs it nothing.
+//! Nothing here waits: vCPUs are asked, and the waker is woken when one has come where it was asked
+//! to. A vCPU cannot be taken back from KVM, so one that is unplugged is kept for the time when it
+//! comes again. Its thread ends: what a pod does not have costs it nothing.
 
 mod cores;
 mod handover;
@@ -129,9 +130,10 @@ struct Thread {
 }
 
 impl Cpus {
-    /// Starts a thread for each vCPU that `config` has at the start, confined as `seccomp` says, while the rest of the machine is still
-    /// being built: neither the thread nor its filter is waited for when the guest can run. `waker` is woken by every thread that has
-    /// come where it was asked to.
+    /// Starts a thread for each vCPU that `config` has at the start, confined as `seccomp` says,
+    /// while the rest of the machine is still being built: neither the thread nor its filter is
+    /// waited for when the guest can run. `waker` is woken by every thread that has come where it
+    /// was asked to.
     ///
     /// # Errors
     /// What the host says when it has no thread left; those already started end.
@@ -176,8 +178,8 @@ impl Cpus {
         }
     }
 
-    /// Lets the guest run, once. The first vCPU alone has work at once, the others wait in KVM for the guest to start them (Intel SDM
-    /// vol. 3A §9.4, INIT-SIPI).
+    /// Lets the guest run, once. The first vCPU alone has work at once, the others wait in KVM for
+    /// the guest to start them (Intel SDM vol. 3A §9.4, INIT-SIPI).
     pub fn run(&mut self) {
         self.started = true;
         self.command_all(VcpuCommand::Run);
@@ -209,8 +211,9 @@ impl Cpus {
         u32::try_from(self.slots.len()).expect("made of a u32")
     }
 
-    /// Whether KVM has yet to make vCPU `id` ([`Vm::create_vcpu`](crate::kvm::Vm::create_vcpu)) before it can come. That waits for KVM's memory
-    /// slots, so a thread is to do it, which nobody waits for.
+    /// Whether KVM has yet to make vCPU `id` ([`Vm::create_vcpu`](crate::kvm::Vm::create_vcpu))
+    /// before it can come. That waits for KVM's memory slots, so a thread is to do it, which nobody
+    /// waits for.
     pub fn needs_vcpu(&self, id: u32) -> bool {
         let slot = self.slot(id);
         slot.is_some_and(|slot| slot.thread.is_none() && slot.parked.is_none())
@@ -228,8 +231,9 @@ impl Cpus {
         &self.common.waker
     }
 
-    /// Lets vCPU `id` come, which has been here before or was [made](Cpus::park): reset, with its part of `topology`. The guest finds it waiting
-    /// to be started; while the VM is paused it waits with the others.
+    /// Lets vCPU `id` come, which has been here before or was [made](Cpus::park): reset, with its
+    /// part of `topology`. The guest finds it waiting to be started; while the VM is paused it
+    /// waits with the others.
     ///
     /// # Errors
     /// See [`AddError`].
@@ -337,7 +341,8 @@ impl Cpus {
         }
     }
 
-    /// Asks every vCPU out of the guest, and returns at once: see [`Cpus::is_paused`]. Their threads stay, for [`Cpus::resume`].
+    /// Asks every vCPU out of the guest, and returns at once: see [`Cpus::is_paused`]. Their
+    /// threads stay, for [`Cpus::resume`].
     pub fn pause(&mut self) {
         self.command_all(VcpuCommand::Wait);
     }
@@ -405,7 +410,8 @@ impl Drop for Cpus {
 }
 
 impl VcpuSlot {
-    /// The guest has not started `vcpu`, which is about to go to its thread: what KVM counts from here on is the guest's doing.
+    /// The guest has not started `vcpu`, which is about to go to its thread: what KVM counts from
+    /// here on is the guest's doing.
     fn count_from_here(&mut self, vcpu: &Vcpu) {
         if self.stats.is_none() {
             self.stats = vcpu.stats();
@@ -466,8 +472,8 @@ impl Common {
 
     /// The guest, until the thread is called out of it or it can go on no longer.
     fn run(&self, vcpu: &mut Vcpu, handover: &Handover<Vcpu>) -> VcpuExit {
-        // Of the last two entries: of an access of more than 8 bytes KVM brings one half an entry, and has looked for memory before the
-        // first of them.
+        // Of the last two entries: of an access of more than 8 bytes KVM brings one half an entry,
+        // and has looked for memory before the first of them.
         let entered = Cell::new([self.board.memory_generation(); 2]);
         // Asked before each entry.
         let calls_out = || {

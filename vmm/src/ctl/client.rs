@@ -98,8 +98,9 @@ impl Client {
         self.ask("PUT", name, body)
     }
 
-    /// As [`Client::put`], with `limit` for the answer if that is less than what each request is given; `None` if it does not come in that
-    /// time. husk goes on with it, and further requests go over another connection.
+    /// As [`Client::put`], with `limit` for the answer if that is less than what each request is
+    /// given; `None` if it does not come in that time. husk goes on with it, and further requests
+    /// go over another connection.
     ///
     /// # Errors
     /// A refusal, what is no answer, or there is no other connection.

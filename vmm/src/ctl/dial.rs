@@ -35,8 +35,8 @@ pub fn dial(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
     }
 }
 
-/// The same socket by a path that fits into an address, and the open directory that this path begins in. `None` where `socket` fits, or
-/// where there is no such directory.
+/// The same socket by a path that fits into an address, and the open directory that this path
+/// begins in. `None` where `socket` fits, or where there is no such directory.
 fn shortened(socket: &Path) -> Option<(File, PathBuf)> {
     if socket.as_os_str().len() <= unix::PATH_MAX {
         return None;

@@ -55,8 +55,9 @@ pub fn past(socket: &Path, patience: Duration) -> Result<Vec<Event>, ClientError
     }
 }
 
-/// Calls `show` with each event of the husk that serves `socket`: first those that it has kept, then those that happen, until husk ends or
-/// `show` says false. The connection, and all that was kept, have `patience`.
+/// Calls `show` with each event of the husk that serves `socket`: first those that it has kept,
+/// then those that happen, until husk ends or `show` says false. The connection, and all that was
+/// kept, have `patience`.
 ///
 /// # Errors
 /// A refusal, no answer, or the end of a husk that did not say so.

@@ -22,8 +22,8 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// The next line, without its end; `None` when the other side has said that there will be no more. Waits for at most `patience` if
-    /// there is any, else for as long as it takes.
+    /// The next line, without its end; `None` when the other side has said that there will be no
+    /// more. Waits for at most `patience` if there is any, else for as long as it takes.
     ///
     /// # Errors
     /// Silence, the end of the connection before that of the stream, or what is no stream.

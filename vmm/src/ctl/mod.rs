@@ -1,7 +1,8 @@
 //! `husk ctl`: a client of the API socket, for people and for scripts.
 //!
-//! One process asks over one connection ([`client`]), says what came of it as a table or as JSON ([`show`]), and ends. A size is
-//! waited for ([`resize`]), events are followed ([`events`]), and a container's comes from its `config.json` ([`containers`]).
+//! One process asks over one connection ([`client`]), says what came of it as a table or as JSON
+//! ([`show`]), and ends. A size is waited for ([`resize`]), events are followed ([`events`]), and a
+//! container's comes from its `config.json` ([`containers`]).
 
 pub mod client;
 mod client_error;
@@ -139,7 +140,8 @@ const DESCRIPTION_BYTES: u64 = 4 << 20;
 /// How long an answer takes at most that husk has at hand.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long an answer to `request` may take: as long as husk itself gives what it is asked for, and [`PATIENCE`] on top.
+/// How long an answer to `request` may take: as long as husk itself gives what it is asked for, and
+/// [`PATIENCE`] on top.
 pub fn patience(request: &Request) -> Duration {
     let own = match request {
         Request::Do("vm.boot" | "vm.reboot", _) => BUILD_DEADLINE,
@@ -203,7 +205,8 @@ pub fn ask(socket: &Path, request: &Request, patience: Duration, as_json: bool) 
 }
 
 impl CtlError {
-    /// Whether what was asked could not have been answered by any husk: a file that was read says what cannot be, or is none that says anything.
+    /// Whether what was asked could not have been answered by any husk: a file that was read says
+    /// what cannot be, or is none that says anything.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::File { source, .. } => source.is_read(),

@@ -60,7 +60,8 @@ impl RequestInFlight<'_> {
         };
         let is_stream = field("Transfer-Encoding").is_some();
         let status = response.code.unwrap_or_default();
-        // RFC 9112 §6.3. A refusal that does not say how long its reason is has none: its server may keep the connection.
+        // RFC 9112 §6.3. A refusal that does not say how long its reason is has none: its server
+        // may keep the connection.
         let has_body = (200..300).contains(&status) && status != 204;
         let too_long = || self.nonsense(format!("a body of more than {BODY_BYTES} bytes, or of none"));
         let body_bytes = match field("Content-Length") {

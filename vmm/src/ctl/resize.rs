@@ -48,8 +48,8 @@ pub enum ResizeError {
     },
 }
 
-/// Asks for `wanted`, and waits until vCPUs and memory are there, for `wait` at most; for husk's answer alone if that is nothing, or if
-/// there is no guest to wait for.
+/// Asks for `wanted`, and waits until vCPUs and memory are there, for `wait` at most; for husk's
+/// answer alone if that is nothing, or if there is no guest to wait for.
 ///
 /// # Errors
 /// The size is refused, not there in time, or no longer wanted by whoever asked last.
@@ -200,7 +200,8 @@ fn missing_vcpus(wanted: u32, now: &Status) -> Option<String> {
         .then(|| format!("{wanted} vCPUs asked for, {present} present, {online} started"))
 }
 
-/// More memory has to be all there. Less may be more than was asked for, if the guest has been heard: not all memory can be given back.
+/// More memory has to be all there. Less may be more than was asked for, if the guest has been
+/// heard: not all memory can be given back.
 fn missing_memory(wanted: u64, before: &Status, now: &Status) -> Option<String> {
     let present = now.memory.present_bytes?;
     let grows = before.memory.present_bytes.is_none_or(|before| wanted > before);

@@ -58,7 +58,8 @@ pub struct Memory {
 pub struct Balloon {
     /// What the last resize that spoke of it asked for.
     pub asked_bytes: Option<u64>,
-    /// What it should have: less than that where there is not so much memory, and more where an idle guest gives some back.
+    /// What it should have: less than that where there is not so much memory, and more where an
+    /// idle guest gives some back.
     pub target_bytes: Option<u64>,
     /// What the guest has given.
     pub actual_bytes: Option<u64>,

@@ -1,9 +1,10 @@
 //! The monitor: one descriptor that all events are written to, from the start of husk on.
 //!
-//! Whoever tells an event has its line wait, under a lock that is never held for longer. The main thread writes what
-//! waits: its own events at once, and the rest when the monitor's descriptor is readable, which is so when another
-//! thread has told one and when a reader that was slow has made room. Nobody is waited for: what goes to a regular file a
-//! thread writes (`terminal/writer_thread.rs`).
+//! Whoever tells an event has its line wait, under a lock that is never held for longer. The main
+//! thread writes what waits: its own events at once, and the rest when the monitor's descriptor is
+//! readable, which is so when another thread has told one and when a reader that was slow has made
+//! room. Nobody is waited for: what goes to a regular file a thread writes
+//! (`terminal/writer_thread.rs`).
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -105,7 +106,8 @@ impl Monitor {
             _ => return,
         };
         let event = EpollEvent::new(EventSet::OUT, 0);
-        // A regular file that no thread writes is refused, and has no backlog: what another thread has put meanwhile it has woken this for.
+        // A regular file that no thread writes is refused, and has no backlog: what another thread
+        // has put meanwhile it has woken this for.
         if self.wakeup.ctl(operation, writer.output.as_raw_fd(), event).is_ok() {
             writer.is_watched = !writer.is_watched;
         }

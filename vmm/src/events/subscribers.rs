@@ -26,7 +26,8 @@ pub(super) struct Subscribers {
     pub(super) forgotten: u64,
 }
 
-/// One who reads events: those that were kept, then `listening`, then what happens. Dropped, nothing is kept for it any more.
+/// One who reads events: those that were kept, then `listening`, then what happens. Dropped,
+/// nothing is kept for it any more.
 #[derive(Clone, Debug)]
 pub struct Reader(Arc<Mutex<Backlog>>);
 

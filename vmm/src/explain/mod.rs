@@ -1,7 +1,8 @@
 //! What an exit code, a signal or a line of the log means, and what to do about it: `husk explain`.
 //!
-//! What is known lies in four texts, of blocks of three lines each: a key, what it means, what to do. As texts they cost a husk that
-//! runs a VM nothing, where tables would be relocated at its start.
+//! What is known lies in four texts, of blocks of three lines each: a key, what it means, what to
+//! do. As texts they cost a husk that runs a VM nothing, where tables would be relocated at its
+//! start.
 
 use std::fmt::Write;
 use std::sync::LazyLock;
@@ -76,8 +77,9 @@ fn phrases() -> impl Iterator<Item = Known> {
     })
 }
 
-/// Explains an exit code (a number, or `exit status 137` and the like), a signal (`SIGKILL`, `kill`, `-9`, `signal: killed`, systemd's
-/// `status=9/KILL`) or a line of the log; `None` for what is unknown.
+/// Explains an exit code (a number, or `exit status 137` and the like), a signal (`SIGKILL`,
+/// `kill`, `-9`, `signal: killed`, systemd's `status=9/KILL`) or a line of the log; `None` for what
+/// is unknown.
 pub fn explain(what: &str) -> Option<String> {
     let what = what.trim();
     let of_signal_told = || signal_in(what).and_then(|signal| of_signal(&signal));
@@ -88,7 +90,8 @@ pub fn explain(what: &str) -> Option<String> {
         .or_else(|| of_note(what))
 }
 
-/// The exit code that `what` is, by itself or behind the words that shells, container engines and systemd put before one.
+/// The exit code that `what` is, by itself or behind the words that shells, container engines and
+/// systemd put before one.
 fn code_in(what: &str) -> Option<u16> {
     let small = what.to_ascii_lowercase();
     let words = ["code=exited,", "exited", "with", "exit", "status", "code"];
@@ -100,8 +103,8 @@ fn code_in(what: &str) -> Option<u16> {
     rest.split('/').next()?.trim().parse().ok()
 }
 
-/// The name of the signal that `what` is, without `SIG`: by name, as `-9`, as systemd has it, or in the words in which Go's and C's
-/// libraries tell of one.
+/// The name of the signal that `what` is, without `SIG`: by name, as `-9`, as systemd has it, or in
+/// the words in which Go's and C's libraries tell of one.
 fn signal_in(what: &str) -> Option<String> {
     let small = what.to_ascii_lowercase();
     let systemd = small.split_once("code=killed, status=").map(|(_, rest)| rest);

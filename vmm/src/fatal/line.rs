@@ -108,7 +108,8 @@ impl<const N: usize> LineBuffer<N> {
         crate::log::tell_death(str::from_utf8(self.bytes()).unwrap_or("it ends, and cannot say why"));
     }
 
-    /// Writes it on standard error, unless there is no room: a reader that does not read must not keep the process alive.
+    /// Writes it on standard error, unless there is no room: a reader that does not read must not
+    /// keep the process alive.
     pub fn write_on_stderr(&self) {
         // SAFETY: standard error is open for as long as the process, or the write fails.
         let stderr = unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) };

@@ -1,8 +1,10 @@
 //! Looks into processes that may take any time, each on a thread that nobody waits for beyond a limit.
 //!
-//! The kernel reads what a process was started with, and its mappings, with the lock of that process's memory (`mmap_lock`): where that is held, as by
-//! a thread that waits for a file system which does not answer, so does whoever looks. Such a thread ends when the kernel lets it go on, or with
-//! this process. Until then the same is not looked at again: of each look there is one thread at most for each process.
+//! The kernel reads what a process was started with, and its mappings, with the lock of that
+//! process's memory (`mmap_lock`): where that is held, as by a thread that waits for a file system
+//! which does not answer, so does whoever looks. Such a thread ends when the kernel lets it go on,
+//! or with this process. Until then the same is not looked at again: of each look there is one
+//! thread at most for each process.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -32,8 +34,9 @@ impl Drop for Turn {
     }
 }
 
-/// Has `work` look at each of `items`, all at once, and returns in their order what it has found, `None` of those that `limit` was too short for.
-/// `what` is the kind of look, and the number of an item its process. Where the host has no thread left, this one looks, for as long as it takes.
+/// Has `work` look at each of `items`, all at once, and returns in their order what it has found,
+/// `None` of those that `limit` was too short for. `what` is the kind of look, and the number of an
+/// item its process. Where the host has no thread left, this one looks, for as long as it takes.
 pub(crate) fn look_at_all<T, R, W>(what: &'static str, items: Vec<(u32, T)>, limit: Duration, work: W) -> Vec<Option<R>>
 where
     T: Clone + Send + 'static,

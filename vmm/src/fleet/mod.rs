@@ -34,8 +34,9 @@ pub fn ps(patience: Duration, as_json: bool) -> String {
     }
 }
 
-/// Asks `husks`, all at once, then looks at their memory: one that does not answer, or whose memory the kernel does not tell of, keeps nobody
-/// waiting. Each has `patience` for its connection and each of three answers, and for its memory.
+/// Asks `husks`, all at once, then looks at their memory: one that does not answer, or whose memory
+/// the kernel does not tell of, keeps nobody waiting. Each has `patience` for its connection and
+/// each of three answers, and for its memory.
 pub fn take_snapshots(husks: &[HuskProcess], patience: Duration) -> Vec<Snapshot> {
     let asked = husks.iter().map(|husk| (husk.pid, husk.clone())).collect();
     let answers = look_at_all("answers", asked, patience.saturating_mul(4), move |husk| {
@@ -54,7 +55,8 @@ pub fn take_snapshots(husks: &[HuskProcess], patience: Duration) -> Vec<Snapshot
         .collect()
 }
 
-/// `work` for each of `items`, on a thread of its own: here, one after the other, for those for which the host has no thread any more.
+/// `work` for each of `items`, on a thread of its own: here, one after the other, for those for
+/// which the host has no thread any more.
 pub fn all_at_once<'a, T: Sync, R: Send>(items: &'a [T], work: impl Fn(&'a T) -> R + Sync) -> Vec<R> {
     let work = &work;
     thread::scope(|scope| {

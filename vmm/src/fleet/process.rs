@@ -49,14 +49,15 @@ pub struct HuskProcess {
 pub enum KnownArguments {
     /// All of it.
     All,
-    /// What is in the first MiB, words that are whole: no shell passes as much to husk, but a process can make the kernel show more.
+    /// What is in the first MiB, words that are whole: no shell passes as much to husk, but a
+    /// process can make the kernel show more.
     Beginning,
     /// Nothing: the kernel did not say in time.
     None,
 }
 
-/// Every husk with a VM that this user may look into, by the number of its process; one of which the kernel does not say within `limit` what it
-/// was started with, too. `proc` is `/proc`.
+/// Every husk with a VM that this user may look into, by the number of its process; one of which
+/// the kernel does not say within `limit` what it was started with, too. `proc` is `/proc`.
 pub fn all(proc: &Path, limit: Duration) -> Vec<HuskProcess> {
     let pids = procfs::numbers(proc).unwrap_or_default();
     let husks = pids.into_iter().filter(|pid| runs_husk(proc, *pid)).collect();
@@ -105,8 +106,8 @@ fn runs_husk(proc: &Path, pid: u32) -> bool {
 }
 
 impl HuskProcess {
-    /// The husk whose process is `pid`; `None` if it is none with a VM, or not for this user to look into. The kernel has `limit` to say what it
-    /// was started with.
+    /// The husk whose process is `pid`; `None` if it is none with a VM, or not for this user to
+    /// look into. The kernel has `limit` to say what it was started with.
     pub fn find(proc: &Path, pid: u32, limit: Duration) -> Option<Self> {
         runs_husk(proc, pid).then(|| Self::called_anything(proc, pid, limit))?
     }
@@ -168,8 +169,8 @@ impl HuskProcess {
         meminfo_bytes(&fs::read_to_string(self.folder.join("status")).ok()?, name)
     }
 
-    /// Where this process reaches its socket: through `/proc/PID/root` if husk has another root or mount namespace than this process, as in
-    /// a container.
+    /// Where this process reaches its socket: through `/proc/PID/root` if husk has another root or
+    /// mount namespace than this process, as in a container.
     pub fn reachable_socket(&self) -> Option<PathBuf> {
         let socket = self.socket.as_ref()?;
         let own = Path::new("/proc/self");

@@ -121,15 +121,16 @@ impl ReportedState {
     }
 }
 
-/// Anonymous memory that is not the guest's, in bytes, of a text like `/proc/PID/smaps`; `None` where the kernel does not say which is
-/// the guest's.
+/// Anonymous memory that is not the guest's, in bytes, of a text like `/proc/PID/smaps`; `None`
+/// where the kernel does not say which is the guest's.
 fn own_anonymous(maps: impl BufRead) -> Option<u64> {
     let own = procfs::beside_guest(maps, &["Anonymous:"]).ok()?;
     own.has_guest.then_some(own.bytes)
 }
 
-/// What of the memory of `husk` is no guest RAM, in bytes: anonymous memory of its own, and page tables. Where guest RAM is not `shared`, the kernel
-/// walks all its mappings for that, and waits until they can be.
+/// What of the memory of `husk` is no guest RAM, in bytes: anonymous memory of its own, and page
+/// tables. Where guest RAM is not `shared`, the kernel walks all its mappings for that, and waits
+/// until they can be.
 pub(super) fn overhead(husk: &HuskProcess, shared: bool) -> Option<u64> {
     let own = if shared {
         husk.status_bytes("RssAnon:")?

@@ -24,8 +24,8 @@ const QUIT: u8 = b'q';
 const SIGNALS: u64 = 0;
 const KEYS: u64 = 1;
 
-/// Shows all husks each `interval` until a signal or the key `q` says otherwise; once, where standard output is no terminal. Each husk has
-/// `patience`.
+/// Shows all husks each `interval` until a signal or the key `q` says otherwise; once, where
+/// standard output is no terminal. Each husk has `patience`.
 ///
 /// # Errors
 /// What the host says, or standard output.

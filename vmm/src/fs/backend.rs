@@ -1,6 +1,7 @@
 //! The vhost-user back-end of a share: what the front-end may ask, and who attends to its queues.
 //!
-//! There is a thread for each processor, up to four, and one for the queue that must not wait; queues are dealt out to them.
+//! There is a thread for each processor, up to four, and one for the queue that must not wait;
+//! queues are dealt out to them.
 
 #![expect(
     unsafe_code,

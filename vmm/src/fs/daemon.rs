@@ -124,7 +124,8 @@ fn open_dir(path: &Path) -> anyhow::Result<OwnedFd> {
     }
 }
 
-/// Opens the directory, and takes everything else from this process. From here on nothing but the directory can be opened.
+/// Opens the directory, and takes everything else from this process. From here on nothing but the
+/// directory can be opened.
 fn confine(options: &Options, dir: OwnedFd, files: Option<&mut SocketFiles>) -> anyhow::Result<Arc<dyn Serve>> {
     let prepared = options.sandbox.prepare(dir, &options.users, &options.groups)?;
     let folder = files.and_then(|files| files.own.stay_at_hand(options.sandbox));

@@ -1,8 +1,8 @@
-//! What is left of the process in the host's file system, its socket and the file with its number, and how these go with it: when there is
-//! nobody left to serve, and when somebody asks it to end.
+//! What is left of the process in the host's file system, its socket and the file with its number,
+//! and how these go with it: when there is nobody left to serve, and when somebody asks it to end.
 //!
-//! In the end the process sees nothing but what it serves. So the folder that they are in is held from before, as a mount of its own
-//! where that can be made: from there nothing leads on.
+//! In the end the process sees nothing but what it serves. So the folder that they are in is held
+//! from before, as a mount of its own where that can be made: from there nothing leads on.
 
 use std::ffi::OsString;
 use std::io;
@@ -54,8 +54,8 @@ impl OwnFiles {
         })
     }
 
-    /// Holds the folder in a way that `sandbox`, whose walls are up and whose door is open, stays one. The descriptor by which files in it
-    /// will be removed; none if they will stay.
+    /// Holds the folder in a way that `sandbox`, whose walls are up and whose door is open, stays
+    /// one. The descriptor by which files in it will be removed; none if they will stay.
     pub fn stay_at_hand(&mut self, sandbox: Sandbox) -> Option<BorrowedFd<'_>> {
         if sandbox != Sandbox::None {
             let (found, needed) = landlock_versions();

@@ -1,7 +1,8 @@
 //! A virtqueue in service: its ring between the threads that serve it, and the requests in it that wait for a lock.
 //!
-//! A front-end that takes its ring back to pause the VM brings it again as it was: the ring and the requests that wait are kept until
-//! then, and are thrown away when another ring comes in its place.
+//! A front-end that takes its ring back to pause the VM brings it again as it was: the ring and the
+//! requests that wait are kept until then, and are thrown away when another ring comes in its
+//! place.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -292,8 +293,8 @@ fn next(ring: &mut Ring) -> Result<Option<Chain>, RingError> {
     }
 }
 
-/// Whether a ring that was given back is brought again where it stood. What a driver has taken apart begins at another position, but
-/// for an accident.
+/// Whether a ring that was given back is brought again where it stood. What a driver has taken
+/// apart begins at another position, but for an accident.
 fn is_same(kept: &RingState, brought: &RingState) -> bool {
     let (kept, brought) = (kept.queue, brought.queue);
     kept == virtio_queue::QueueState {

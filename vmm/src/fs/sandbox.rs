@@ -1,11 +1,14 @@
-//! What the process sees of the host: namespaces of its own whose root is the directory, or that root alone, or everything.
+//! What the process sees of the host: namespaces of its own whose root is the directory, or that
+//! root alone, or everything.
 //!
-//! The server reaches nothing but the directory by its own rules. The sandbox stands for the case that those have a fault: so what the host
-//! does not allow is left out, with a line in the log, and is no reason not to serve.
+//! The server reaches nothing but the directory by its own rules. The sandbox stands for the case
+//! that those have a fault: so what the host does not allow is left out, with a line in the log,
+//! and is no reason not to serve.
 //!
-//! It is entered in two steps. [`Sandbox::prepare`] makes namespaces and puts the directory in them; then the server opens what it
-//! needs, `/proc/self/fd` among it; [`Prepared::close`] leaves the rest of the host behind. There is no process of its own in between
-//! and so no namespace of processes: which of them may be signalled, and how, is for the filter of system calls to say.
+//! It is entered in two steps. [`Sandbox::prepare`] makes namespaces and puts the directory in
+//! them; then the server opens what it needs, `/proc/self/fd` among it; [`Prepared::close`] leaves
+//! the rest of the host behind. There is no process of its own in between and so no namespace of
+//! processes: which of them may be signalled, and how, is for the filter of system calls to say.
 
 #![expect(unsafe_code, reason = "unshare(2) takes descriptors from those who share them")]
 

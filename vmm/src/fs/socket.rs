@@ -144,8 +144,8 @@ fn own_files(socket: &Path, pid: &Path) -> Result<OwnFiles, SocketError> {
     OwnFiles::new(&folder, names.map(OsString::from)).map_err(fault)
 }
 
-/// `path` from the root on, so that it names the same file when the working directory has become another; as it is where that is too long
-/// for a socket's address.
+/// `path` from the root on, so that it names the same file when the working directory has become
+/// another; as it is where that is too long for a socket's address.
 fn lasting(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).ok();
     let short = absolute.filter(|path| path.as_os_str().len() <= PATH_MAX);
@@ -185,8 +185,8 @@ fn group_id(group: &str) -> Result<(u32, &str), SocketError> {
         .ok_or_else(|| fault("there is no such group in /etc/group".into()))
 }
 
-/// The process's number in a file beside the socket, which is locked as long as the process lives: of two that are started with one
-/// socket, one is told.
+/// The process's number in a file beside the socket, which is locked as long as the process lives:
+/// of two that are started with one socket, one is told.
 #[derive(Debug)]
 struct PidFile {
     path: PathBuf,

@@ -1,10 +1,11 @@
 //! The threads that serve.
 //!
-//! A queue's own thread serves what comes, one request after the other, without a word to anybody: that is the quickest way. Other workers come
-//! to it when there is more to do, at once as long as there are processors, and beyond that when a look every other millisecond finds
-//! requests that nobody takes since all threads sleep in file operations. The look is that of the thread `fs-watch`, which sleeps itself
-//! when there was nothing to do for a while, and which also hands requests in again that wait for a lock: then it looks
-//! as often as those are to be tried.
+//! A queue's own thread serves what comes, one request after the other, without a word to anybody:
+//! that is the quickest way. Other workers come to it when there is more to do, at once as long as
+//! there are processors, and beyond that when a look every other millisecond finds requests that
+//! nobody takes since all threads sleep in file operations. The look is that of the thread
+//! `fs-watch`, which sleeps itself when there was nothing to do for a while, and which also hands
+//! requests in again that wait for a lock: then it looks as often as those are to be tried.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -51,7 +51,8 @@ enum To {
 }
 
 impl Bundle {
-    /// A new bundle with nothing in it. An archive has its name only when it is whole, where the file system can have files without one.
+    /// A new bundle with nothing in it. An archive has its name only when it is whole, where the
+    /// file system can have files without one.
     ///
     /// # Errors
     /// There is something of this name, or it cannot be made.

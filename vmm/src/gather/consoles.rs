@@ -25,7 +25,8 @@ pub(super) fn by_word(config: &Value, husk: &HuskProcess) -> Result<Vec<u8>, Str
     of_ports(ports.into_iter().flatten(), husk).unwrap_or_else(|| Err(NONE.into()))
 }
 
-/// The end of what the ports of `husk` printed, who is not asked: by what it was started with, or else by what it has open.
+/// The end of what the ports of `husk` printed, who is not asked: by what it was started with, or
+/// else by what it has open.
 ///
 /// # Errors
 /// There is no such file, or none can be read.

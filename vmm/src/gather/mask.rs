@@ -1,6 +1,7 @@
-//! What looks like a secret: the value of a name that has one of [`NAMES`] in it, what stands between `://` and `@`, what follows `-u` and has a
-//! colon, and keys in PEM. Too much is masked rather than too little: in a text, which is no JSON as a whole, a field of JSON may stand anywhere,
-//! and may be in a string itself, its quotation marks escaped.
+//! What looks like a secret: the value of a name that has one of [`NAMES`] in it, what stands
+//! between `://` and `@`, what follows `-u` and has a colon, and keys in PEM. Too much is masked
+//! rather than too little: in a text, which is no JSON as a whole, a field of JSON may stand
+//! anywhere, and may be in a string itself, its quotation marks escaped.
 //!
 //! A guest writes its console: the time that this takes is linear in the length of a text, whatever is in it.
 
@@ -11,8 +12,9 @@ use serde_json::Value;
 
 /// What stands in place of a secret.
 const MASK: &str = "***";
-/// What names of secrets have in them, and whether numbers under such a name are secrets too: `key_count` and `private_kib` are figures. The
-/// index of a bundle and `docs/operate.md` have it from here.
+/// What names of secrets have in them, and whether numbers under such a name are secrets too:
+/// `key_count` and `private_kib` are figures. The index of a bundle and `docs/operate.md` have it
+/// from here.
 const NAMES: [(&str, bool); 11] = [
     ("passw", true),
     ("passphrase", true),
@@ -80,8 +82,9 @@ struct Patterns {
     pem: Regex,
 }
 
-/// These are searched for in MiB that a guest has written: `regex-lite`, which is enough for the policies of a pod, takes seconds for each.
-/// Patterns are about ASCII: `[[:word:]]` and `[[:space:]]` are the classes that need no tables of Unicode, and only names fold case.
+/// These are searched for in MiB that a guest has written: `regex-lite`, which is enough for the
+/// policies of a pod, takes seconds for each. Patterns are about ASCII: `[[:word:]]` and
+/// `[[:space:]]` are the classes that need no tables of Unicode, and only names fold case.
 static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| {
     let expression = |pattern: &str| Regex::new(pattern).expect("every pattern here is one");
     let any_of = |is_meant: fn(&(&str, bool)) -> bool| {
@@ -205,7 +208,8 @@ impl OpenString {
             } else if let Some(quote) = mark(*byte, next, &mut self.escaped) {
                 self.open = match self.open {
                     Some((_, opened)) if opened == quote => None,
-                    // An apostrophe in a string, or an escaped mark in one, is no end of it; a string in a string of JSON is one of its own.
+                    // An apostrophe in a string, or an escaped mark in one, is no end of it; a
+                    // string in a string of JSON is one of its own.
                     Some((_, Quote::Double)) if quote == Quote::Escaped => Some((self.at + number, quote)),
                     Some(open) => Some(open),
                     None => Some((self.at + number, quote)),
@@ -221,8 +225,9 @@ impl OpenString {
     }
 }
 
-/// How many bytes of `value` belong to a secret whose name stands where `around` is open: up to white space outside quotation marks, or to the
-/// mark that closes the string in which the name stands too. Where such a string begins with the name, all of it is the secret.
+/// How many bytes of `value` belong to a secret whose name stands where `around` is open: up to
+/// white space outside quotation marks, or to the mark that closes the string in which the name
+/// stands too. Where such a string begins with the name, all of it is the secret.
 fn value_end(around: &OpenString, value: &str) -> usize {
     let bytes = value.as_bytes();
     let (mut inside, mut escaped): (Option<Quote>, bool) = (None, false);
@@ -254,7 +259,8 @@ fn quotes(text: &str) -> impl Iterator<Item = Quote> {
     line.filter_map(move |(at, byte)| mark(byte, text.as_bytes().get(at + 1).copied(), &mut escaped))
 }
 
-/// The quotation mark that begins with `byte`, behind which `next` comes. `escaped` is whether a backslash that is none itself stands before it.
+/// The quotation mark that begins with `byte`, behind which `next` comes. `escaped` is whether a
+/// backslash that is none itself stands before it.
 fn mark(byte: u8, next: Option<u8>, escaped: &mut bool) -> Option<Quote> {
     let was_escaped = *escaped;
     *escaped = byte == b'\\' && !was_escaped;
@@ -406,8 +412,8 @@ mod tests {
         assert_eq!(open.collect::<Vec<_>>(), [true; 9]);
     }
 
-    /// A guest whose console is one long line of names holds up nobody: if each name were looked at together with the line before it or behind
-    /// it, this would take minutes.
+    /// A guest whose console is one long line of names holds up nobody: if each name were looked at
+    /// together with the line before it or behind it, this would take minutes.
     #[test]
     fn a_line_of_any_length_is_masked_as_its_parts_are() {
         let one = "token=abcdef \"pwd\": 1 http://a@b -u a:b x='key=1' ";

@@ -12,9 +12,10 @@
 //! | `mask.rs` | what looks like a secret is not told |
 //! | `bundle.rs` | the archive or folder, and its index |
 //!
-//! Guest memory, environments and contents of files are never read, but for the ends of husk's log and of the guest's
-//! console where those are files, and for what husk says of indices and flags of virtqueues. Each part has a thread and
-//! a time limit of its own, in which it is read and masked: a husk that hangs costs the parts that it would have to say.
+//! Guest memory, environments and contents of files are never read, but for the ends of husk's log
+//! and of the guest's console where those are files, and for what husk says of indices and flags of
+//! virtqueues. Each part has a thread and a time limit of its own, in which it is read and masked:
+//! a husk that hangs costs the parts that it would have to say.
 
 mod bundle;
 mod consoles;
@@ -78,7 +79,8 @@ pub enum GatherError {
     },
 }
 
-/// Gathers all about `target` into `output`, which must not be there yet; each part has `limit`. What could not be had is in the index.
+/// Gathers all about `target` into `output`, which must not be there yet; each part has `limit`.
+/// What could not be had is in the index.
 ///
 /// # Errors
 /// There is no such husk, or the output cannot be written: nothing is left of it then.

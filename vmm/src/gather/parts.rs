@@ -155,7 +155,8 @@ pub(super) fn said(socket: &Path, limit: Duration) -> Vec<Part> {
     parts
 }
 
-/// The end of what its guest printed: by what the husk says where it `answers`, else by what it was started with and has open.
+/// The end of what its guest printed: by what the husk says where it `answers`, else by what it was
+/// started with and has open.
 pub(super) fn console(subject: &Subject, answers: bool, limit: Duration) -> Part {
     let (husk, socket) = (subject.husk.clone(), subject.socket.clone());
     part(

@@ -1,7 +1,8 @@
 //! Files that a process writes to, read through its own descriptors.
 //!
-//! What a process calls its log or its guest's console is its own word, and a bundle is often made by root: a name alone would have any process
-//! choose a file of root's. So a file is read only where the process has it open for writing, and what is read is what that descriptor has, in
+//! What a process calls its log or its guest's console is its own word, and a bundle is often made
+//! by root: a name alone would have any process choose a file of root's. So a file is read only
+//! where the process has it open for writing, and what is read is what that descriptor has, in
 //! whatever mount namespace the process is and whatever has become of the name since.
 
 use std::fs::{self, File, OpenOptions};
@@ -87,8 +88,8 @@ pub(super) fn behind(husk: &HuskProcess, number: u32) -> Result<Written, String>
     opened.map_err(|error| format!("descriptor {number}: {error}"))
 }
 
-/// The files that `husk` opened as it opens those for its guest's output, but for `others`, which it has for something else: the one that was
-/// written to last is the last one.
+/// The files that `husk` opened as it opens those for its guest's output, but for `others`, which
+/// it has for something else: the one that was written to last is the last one.
 ///
 /// # Errors
 /// Its descriptors are not for this user to see.
@@ -162,8 +163,9 @@ impl Descriptor<'_> {
         flags(&self.about()?)
     }
 
-    /// The same file, for reading. A process may put another file behind the number at any time, so that it is held against what was opened:
-    /// mount and inode, which the kernel tells together with the flags.
+    /// The same file, for reading. A process may put another file behind the number at any time, so
+    /// that it is held against what was opened: mount and inode, which the kernel tells together
+    /// with the flags.
     fn open(&self) -> io::Result<Written> {
         let link = self.link();
         if !fs::metadata(&link)?.is_file() {

@@ -10,8 +10,9 @@ use super::manifest::Manifest;
 use super::plan::{Change, Plan};
 use super::{InstallError, beneath};
 
-/// Does what `plan` says. Before anything else the manifest gets what there was and what will be, so that even what is left by a
-/// process that is killed can be removed by `husk uninstall`; what such a one left half-written goes now.
+/// Does what `plan` says. Before anything else the manifest gets what there was and what will be,
+/// so that even what is left by a process that is killed can be removed by `husk uninstall`; what
+/// such a one left half-written goes now.
 ///
 /// # Errors
 ///

@@ -23,8 +23,9 @@ pub(super) fn is_own(options: &Options, manifest: Option<&Manifest>, path: &Path
         .is_some_and(|(manifest, found)| manifest.has(path, &found)))
 }
 
-/// Whether `path`, which `manifest` has of the system at `root`, is needed by another installation: it is common to all of them, and an engine's
-/// folder has a drop-in of husk's that `manifest` does not have.
+/// Whether `path`, which `manifest` has of the system at `root`, is needed by another installation:
+/// it is common to all of them, and an engine's folder has a drop-in of husk's that `manifest` does
+/// not have.
 pub(super) fn is_needed(root: &Path, manifest: &Manifest, path: &Path) -> bool {
     if path != Path::new(containerd::CONFIGURATION) {
         return false;
@@ -40,8 +41,8 @@ pub(super) fn is_needed(root: &Path, manifest: &Manifest, path: &Path) -> bool {
     })
 }
 
-/// The manifests of other installations than that below `prefix`: those whose configurations the handlers of the engines' drop-ins name, `folders`
-/// having more of these.
+/// The manifests of other installations than that below `prefix`: those whose configurations the
+/// handlers of the engines' drop-ins name, `folders` having more of these.
 pub(super) fn others<'a>(root: &Path, prefix: &Path, folders: impl Iterator<Item = &'a Path>) -> Vec<Manifest> {
     let folders = folders.chain([containerd::FOLDER, crio::FOLDER].map(Path::new));
     let entries = folders.flat_map(|folder| fs::read_dir(behind(root, folder)).into_iter().flatten().flatten());

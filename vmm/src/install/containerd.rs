@@ -1,8 +1,9 @@
 //! containerd's handlers: a file that its configuration imports.
 //!
-//! containerd 2 merges what is imported into what is there. containerd 1 **replaces** a plugin's whole section by the last file that has it: a drop-in
-//! with nothing but a new handler takes `runc`, and whatever else was set for CRI, away. For it the drop-in is a copy of the section as it is, with the
-//! handlers added, and the manifest remembers what it was copied from.
+//! containerd 2 merges what is imported into what is there. containerd 1 **replaces** a plugin's
+//! whole section by the last file that has it: a drop-in with nothing but a new handler takes
+//! `runc`, and whatever else was set for CRI, away. For it the drop-in is a copy of the section as
+//! it is, with the handlers added, and the manifest remembers what it was copied from.
 
 use std::path::{Path, PathBuf};
 
@@ -101,8 +102,8 @@ pub(super) fn configure(
     Ok(())
 }
 
-/// Looks for handlers of the same name, and for what keeps containerd from having any, in `main` and in what is read with it. A folder that `main`
-/// does not import yet counts, too.
+/// Looks for handlers of the same name, and for what keeps containerd from having any, in `main`
+/// and in what is read with it. A folder that `main` does not import yet counts, too.
 fn look_around(
     options: &Options,
     handlers: &[Handler],
@@ -135,7 +136,8 @@ fn look_around(
     Ok(())
 }
 
-/// The text of a configuration of husk's own without its first line, which says by what version it was made; all of any other.
+/// The text of a configuration of husk's own without its first line, which says by what version it
+/// was made; all of any other.
 fn without_head(text: &str) -> &str {
     match text.split_once('\n') {
         Some((head, rest)) if head.starts_with("# husk ") => rest,
@@ -143,7 +145,8 @@ fn without_head(text: &str) -> &str {
     }
 }
 
-/// The configuration of a containerd of version `major` that has none: it imports drop-ins, and some may be there already.
+/// The configuration of a containerd of version `major` that has none: it imports drop-ins, and
+/// some may be there already.
 fn first(options: &Options, major: Option<u32>) -> Result<Config, InstallError> {
     let path = PathBuf::from(CONFIGURATION);
     let version = match major {
@@ -182,8 +185,9 @@ fn foreign(options: &Options, path: &Path, problem: impl Into<String>) -> Instal
     }
 }
 
-/// What a drop-in beside `config` has to be: its version, its folder, and the section that it has to begin with. Where `config` is not
-/// `others`', it is husk's own, and no reason by itself to install again.
+/// What a drop-in beside `config` has to be: its version, its folder, and the section that it has
+/// to begin with. Where `config` is not `others`', it is husk's own, and no reason by itself to
+/// install again.
 fn existing(
     options: &Options,
     config: &Config,
@@ -250,8 +254,8 @@ fn existing(
     Err(refused.unwrap_or_else(|| foreign(options, &config.path, "imports nothing")))
 }
 
-/// The file with the section that the drop-in `own` has to begin with, for a containerd that takes all of it from the last file that has one: what
-/// it would have without `own`. `None` is `main`.
+/// The file with the section that the drop-in `own` has to begin with, for a containerd that takes
+/// all of it from the last file that has one: what it would have without `own`. `None` is `main`.
 ///
 /// # Errors
 /// A file that is read after `own` has the section, too.

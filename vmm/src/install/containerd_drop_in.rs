@@ -64,7 +64,8 @@ pub(super) fn text(options: &Options, handlers: &[Handler], version: i64, sectio
     )
 }
 
-/// Tables that come from another document remember where they stood there, and would be written in that order among the new ones.
+/// Tables that come from another document remember where they stood there, and would be written in
+/// that order among the new ones.
 fn forget_places(table: &mut Table) {
     table.set_position(None);
     for (_, item) in table.iter_mut() {

@@ -48,8 +48,8 @@ impl Config {
         self.document.get("plugins")?.get(plugin)
     }
 
-    /// What it imports: absolute paths, possibly with `*` in them. containerd 1 looks for a relative pattern in its working directory, wherever
-    /// that is.
+    /// What it imports: absolute paths, possibly with `*` in them. containerd 1 looks for a
+    /// relative pattern in its working directory, wherever that is.
     pub(super) fn imports(&self, is_first: bool) -> Vec<PathBuf> {
         let imports = self.document.get("imports").and_then(Item::as_array);
         let named = imports.into_iter().flatten().filter_map(|import| import.as_str());
@@ -60,8 +60,9 @@ impl Config {
     }
 }
 
-/// What containerd reads after `main`, containerd 1 in this order (`LoadConfig` in its `config.go`): what each file imports goes to the end of a
-/// queue, and of what is there twice the first counts. `None` stands for husk's drop-in `own`, whether it is there yet or not.
+/// What containerd reads after `main`, containerd 1 in this order (`LoadConfig` in its
+/// `config.go`): what each file imports goes to the end of a queue, and of what is there twice the
+/// first counts. `None` stands for husk's drop-in `own`, whether it is there yet or not.
 pub(super) fn loaded(
     options: &Options,
     main: &Config,
@@ -92,7 +93,8 @@ pub(super) fn loaded(
     Ok(found)
 }
 
-/// The files that `import` stands for, as if `own` were there: with a `*` in it what there is, folder by folder, in the order of names.
+/// The files that `import` stands for, as if `own` were there: with a `*` in it what there is,
+/// folder by folder, in the order of names.
 pub(super) fn stands_for(options: &Options, import: &Path, own: &Path) -> Vec<PathBuf> {
     if !has_star(import) {
         return vec![import.to_owned()];

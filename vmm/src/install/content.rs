@@ -47,8 +47,9 @@ impl Content {
         }
     }
 
-    /// A copy of what somebody else wrote, with or without something added: for everybody if that `is_public`, for its owner alone otherwise. Its
-    /// group is not the original's, and may not read it either.
+    /// A copy of what somebody else wrote, with or without something added: for everybody if that
+    /// `is_public`, for its owner alone otherwise. Its group is not the original's, and may not
+    /// read it either.
     pub fn copy(text: impl Into<String>, is_public: bool) -> Self {
         Self::File {
             bytes: text.into().into_bytes(),
@@ -89,8 +90,9 @@ impl Content {
 
     /// Puts it at `path` in one step, in place of what stands there.
     ///
-    /// It is made in the folder above first: engines and shims read every file of a folder of drop-ins, half-written ones too. A folder that is a
-    /// mount of its own has no such place: there a file has no name until it is whole, and then for a moment two.
+    /// It is made in the folder above first: engines and shims read every file of a folder of
+    /// drop-ins, half-written ones too. A folder that is a mount of its own has no such place:
+    /// there a file has no name until it is whole, and then for a moment two.
     ///
     /// # Errors
     ///
@@ -139,8 +141,8 @@ impl Content {
     }
 }
 
-/// Whether everybody may read the file at `path`: its mode and those of the folders between it and `root` let them. One that cannot be looked at
-/// counts as secret.
+/// Whether everybody may read the file at `path`: its mode and those of the folders between it and
+/// `root` let them. One that cannot be looked at counts as secret.
 pub fn is_public(root: &Path, path: &Path) -> bool {
     let allows = |path: &Path, bit| fs::metadata(path).is_ok_and(|found| found.mode() & bit != 0);
     let (Ok(root), Ok(path)) = (fs::canonicalize(root), fs::canonicalize(path)) else {
@@ -158,8 +160,8 @@ fn fill(mut file: fs::File, bytes: &[u8], mode: u32) -> io::Result<fs::File> {
     Ok(file)
 }
 
-/// Whether a folder may be another mount than the one above, as far as `error` tells: that one cannot be written to, or nothing can be moved from
-/// one into the other.
+/// Whether a folder may be another mount than the one above, as far as `error` tells: that one
+/// cannot be written to, or nothing can be moved from one into the other.
 fn is_of_other_mount(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -167,8 +169,9 @@ fn is_of_other_mount(error: &io::Error) -> bool {
     )
 }
 
-/// Where that which is to stand at `path` is made: in the folder above, or beside it; the same places at each try, so that what is left of one that
-/// was killed is found. Who has the [lock](super::Lock) has them alone.
+/// Where that which is to stand at `path` is made: in the folder above, or beside it; the same
+/// places at each try, so that what is left of one that was killed is found. Who has the
+/// [lock](super::Lock) has them alone.
 pub fn drafts(path: &Path) -> [PathBuf; 2] {
     const NAME: &str = ".husk-install";
     let folder = path.parent().unwrap_or(path);

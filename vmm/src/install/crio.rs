@@ -81,7 +81,8 @@ pub(super) fn configure(
     Ok(())
 }
 
-/// The files of `folder` and of those in it: CRI-O reads all of them, whatever they are called (crio(8), `--config-dir`).
+/// The files of `folder` and of those in it: CRI-O reads all of them, whatever they are called
+/// (crio(8), `--config-dir`).
 fn files(options: &Options, folder: &Path) -> Vec<PathBuf> {
     /// More than anybody has.
     const DEEPEST: usize = 16;
@@ -110,8 +111,9 @@ mod tests {
     use super::*;
     use crate::install::Engine;
 
-    /// This very text was read by CRI-O 1.32.13, whose `crio config` showed each of its values, and which called both handlers valid when it started. A
-    /// key that CRI-O does not know is passed over without a word: have it read what is changed here.
+    /// This very text was read by CRI-O 1.32.13, whose `crio config` showed each of its values, and
+    /// which called both handlers valid when it started. A key that CRI-O does not know is passed
+    /// over without a word: have it read what is changed here.
     const READ_BY_CRIO: &str = r#"
 [crio.runtime.runtimes.kata-husk]
 runtime_path = "/opt/kata/runtime-rs/bin/containerd-shim-kata-v2"

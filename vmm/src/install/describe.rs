@@ -79,8 +79,9 @@ fn arrow(change: &Change) -> String {
     }
 }
 
-/// What changes in a text; `None` for programs and links, and for what goes. Of one that is, or was, a copy of what others have set it is what husk
-/// has added: whoever reads a plan may not be who may read the original.
+/// What changes in a text; `None` for programs and links, and for what goes. Of one that is, or
+/// was, a copy of what others have set it is what husk has added: whoever reads a plan may not be
+/// who may read the original.
 fn difference(change: &Change) -> Option<String> {
     let (old, new) = (text_of(&change.before)?, text_of(&change.after)?);
     let (old, new) = match &change.excerpt {

@@ -1,8 +1,10 @@
 //! Kata's shims, and their configurations for husk.
 //!
-//! A shim reads the one file that the engine names, and then every file of `config.d` beside it, in the order of their names. Kata's own
-//! files share one such folder, so that what is put there reaches every handler. Each of husk's handlers has a folder of its own instead: Kata's file
-//! as it is, and what differs in `config.d/10-husk.toml`. Whoever wants other values adds files behind that one.
+//! A shim reads the one file that the engine names, and then every file of `config.d` beside it, in
+//! the order of their names. Kata's own files share one such folder, so that what is put there
+//! reaches every handler. Each of husk's handlers has a folder of its own instead: Kata's file as
+//! it is, and what differs in `config.d/10-husk.toml`. Whoever wants other values adds files behind
+//! that one.
 
 use std::path::{Path, PathBuf};
 
@@ -76,8 +78,9 @@ impl Handler {
     }
 }
 
-/// A handler for each of Kata's shims that is there. The first has the class's name, the other one the same with `-go` behind it. One whose
-/// configuration cannot be used is left out, with a note, as long as there is another.
+/// A handler for each of Kata's shims that is there. The first has the class's name, the other one
+/// the same with `-go` behind it. One whose configuration cannot be used is left out, with a note,
+/// as long as there is another.
 pub(super) fn handlers(options: &Options, desired: &mut DesiredFiles) -> Result<Vec<Handler>, InstallError> {
     let mut handlers: Vec<Handler> = Vec::new();
     let (mut looked_for, mut unusable) = (Vec::new(), Vec::new());

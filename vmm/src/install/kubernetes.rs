@@ -24,7 +24,8 @@ pub(super) fn describe(options: &Options, handlers: &[Handler], desired: &mut De
     }
 }
 
-/// The file with the node's features of the installation with `class`. Each has its own: they say which version of husk it is.
+/// The file with the node's features of the installation with `class`. Each has its own: they say
+/// which version of husk it is.
 pub(super) fn features(class: &str) -> PathBuf {
     Path::new(FEATURES).join(format!("husk-{class}"))
 }
@@ -56,8 +57,9 @@ fn classes(options: &Options, handlers: &[Handler]) -> String {
     text
 }
 
-/// A `NodeFeatureRule` (nfd.k8s-sigs.io/v1alpha1): the label for nodes on which husk's own feature file is missing, from what node feature discovery
-/// sees by itself. Whether the module is loaded or built in, `kernel.enabledmodule` has it.
+/// A `NodeFeatureRule` (nfd.k8s-sigs.io/v1alpha1): the label for nodes on which husk's own feature
+/// file is missing, from what node feature discovery sees by itself. Whether the module is loaded
+/// or built in, `kernel.enabledmodule` has it.
 fn rule(options: &Options) -> String {
     let mut any = String::new();
     for (flag, module) in [("VMX", "kvm_intel"), ("SVM", "kvm_amd")] {

@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use super::super::testing::System;
 use super::super::{Options, Overhead};
 
-/// Reads block mappings, sequences of mappings, flow mappings of one level, and plain or double-quoted scalars; panics at anything else.
+/// Reads block mappings, sequences of mappings, flow mappings of one level, and plain or
+/// double-quoted scalars; panics at anything else.
 fn yaml(text: &str) -> Vec<Value> {
     text.split("---\n").map(document).collect()
 }
@@ -62,8 +63,9 @@ fn block<'a, 'b>(lines: &'b [(usize, &'a str)]) -> (Value, &'b [(usize, &'a str)
     (Value::Object(map), rest)
 }
 
-/// Whether `value` has the fields of `schema`, and none that it has not: an object's fields by name, `*` for any, a `?` behind those that may be
-/// absent; an array's only element; or a pattern of what a scalar has to be.
+/// Whether `value` has the fields of `schema`, and none that it has not: an object's fields by
+/// name, `*` for any, a `?` behind those that may be absent; an array's only element; or a pattern
+/// of what a scalar has to be.
 fn fits(value: &Value, schema: &Value, path: &str) {
     match (value, schema) {
         (Value::Object(value), Value::Object(schema)) => {

@@ -8,8 +8,9 @@ use super::{InstallError, behind};
 
 /// The right to change what is installed, until it is dropped or the process ends.
 ///
-/// It is a lock (flock(2)) on a file of its own that only its owner can open: whoever may read what is locked can keep it locked. It stands in
-/// `/etc` of the system, or at its root where there is no such folder: an engine's folder of drop-ins is common to all prefixes, and the folder of a
+/// It is a lock (flock(2)) on a file of its own that only its owner can open: whoever may read what
+/// is locked can keep it locked. It stands in `/etc` of the system, or at its root where there is
+/// no such folder: an engine's folder of drop-ins is common to all prefixes, and the folder of a
 /// manifest is not there before the first installation. It goes with the right.
 #[derive(Debug)]
 pub struct Lock {

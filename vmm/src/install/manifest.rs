@@ -28,7 +28,8 @@ pub struct Manifest {
     /// Whatever else it was told, of a finished or killed installation.
     #[serde(default)]
     pub(super) options: Option<Choices>,
-    /// Files and links, by their path in the installed system. While an installation goes on, those of before are here, too.
+    /// Files and links, by their path in the installed system. While an installation goes on, those
+    /// of before are here, too.
     pub items: BTreeMap<PathBuf, Vec<Fingerprint>>,
     /// Folders that were made for them.
     pub folders: Vec<PathBuf>,
@@ -84,8 +85,8 @@ impl Manifest {
         Ok(Some(found))
     }
 
-    /// As [`read`](Self::read), or that of an installation that was killed before it had written one: it has made nothing but folders, and a
-    /// part of its manifest.
+    /// As [`read`](Self::read), or that of an installation that was killed before it had written
+    /// one: it has made nothing but folders, and a part of its manifest.
     ///
     /// # Errors
     ///

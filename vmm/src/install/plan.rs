@@ -157,7 +157,8 @@ pub fn plan(options: &Options) -> Result<Plan, InstallError> {
 ///
 /// # Errors
 ///
-/// Some go that belong to the class, and nobody has named that: a shim or its configuration is not there any more, or cannot be used.
+/// Some go that belong to the class, and nobody has named that: a shim or its configuration is not
+/// there any more, or cannot be used.
 fn going(options: &Options, before: Option<&Manifest>, handlers: &[String]) -> Result<Option<String>, InstallError> {
     let Some(before) = before else {
         return Ok(None);
@@ -187,7 +188,8 @@ fn read(options: &Options, path: &Path) -> Result<Option<Content>, InstallError>
     Content::read(&path).map_err(|error| InstallError::io("read", &path, error))
 }
 
-/// Folders that are husk's: those that were, those that are missing, and those that another installation has made. The last of them takes it away.
+/// Folders that are husk's: those that were, those that are missing, and those that another
+/// installation has made. The last of them takes it away.
 fn folders(options: &Options, before: Option<&Manifest>, after: &Manifest) -> Vec<PathBuf> {
     let mut folders = before.map(|before| before.folders.clone()).unwrap_or_default();
     let manifest = Manifest::path(&options.prefix);

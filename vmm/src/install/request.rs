@@ -12,7 +12,8 @@ const KATA: &str = "/opt/kata";
 /// The handler's name, unless there is another one.
 const CLASS: &str = "kata-husk";
 
-/// What is to be installed. What is `None` is as it was installed below the same prefix before, or as it is for the first time.
+/// What is to be installed. What is `None` is as it was installed below the same prefix before, or
+/// as it is for the first time.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// As [`Options::root`].

@@ -53,7 +53,8 @@ pub(super) fn are_free(handlers: &[Handler], path: PathBuf, document: &DocumentM
     }
 }
 
-/// The names of those handlers in the file at `path` whose shim reads something below `folder`; none if there is no such file, or it cannot be read.
+/// The names of those handlers in the file at `path` whose shim reads something below `folder`;
+/// none if there is no such file, or it cannot be read.
 pub(super) fn that_read(path: &Path, folder: &Path) -> Vec<String> {
     let text = regular_file::read_text(path).unwrap_or_default();
     let found = text.parse().map(|document| runtimes(&document)).unwrap_or_default();

@@ -28,9 +28,11 @@ pub(crate) fn program_path(root: &Path, program: &str) -> Option<PathBuf> {
     paths.into_iter().find(|path| behind(root, path).is_file())
 }
 
-/// The version of `program` of the system at `root`, which any of Debian's `packages` brings: the first word that begins with a digit.
+/// The version of `program` of the system at `root`, which any of Debian's `packages` brings: the
+/// first word that begins with a digit.
 ///
-/// A program of another system than this one is not run, whoever made that: its package is asked. Nothing is known of one that came without.
+/// A program of another system than this one is not run, whoever made that: its package is asked.
+/// Nothing is known of one that came without.
 pub(crate) fn program_version(root: &Path, program: &str, packages: &[&str]) -> Option<String> {
     let path = program_path(root, program)?;
     if root == Path::new("/") {

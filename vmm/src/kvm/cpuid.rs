@@ -1,6 +1,8 @@
-//! CPUID of every vCPU: what the host offers, plus identity and topology (AMD APM vol. 3 appendix E, Intel SDM vol. 2A `CPUID`).
+//! CPUID of every vCPU: what the host offers, plus identity and topology (AMD APM vol. 3 appendix
+//! E, Intel SDM vol. 2A `CPUID`).
 //!
-//! One package of N cores with one thread each, whatever N. Every leaf that says something about topology says just that:
+//! One package of N cores with one thread each, whatever N. Every leaf that says something about
+//! topology says just that:
 //!
 //! | leaf | field | value |
 //! |---|---|---|
@@ -14,8 +16,8 @@
 //! Guest-physical addresses have no more bits than the VM is given (0x8000_0008, EAX 7:0 and 23:16).
 //! A VM whose vCPUs may come lacks MTRR and PAT (0x1 and 0x8000_0001, EDX 12 and 16).
 //!
-//! KVM lists the leaves of the processor's name, 0x8000_0002 to 0x8000_0004, as zero, and a guest then makes one up of its family: they
-//! are the host's.
+//! KVM lists the leaves of the processor's name, 0x8000_0002 to 0x8000_0004, as zero, and a guest
+//! then makes one up of its family: they are the host's.
 
 use std::arch::x86_64::{__cpuid, CpuidResult};
 
@@ -31,16 +33,17 @@ const HYPERVISOR_TIMING: u32 = 0x4000_0010;
 const APIC_TIMER_KHZ: u32 = 1_000_000;
 /// `KVM_FEATURE_MSI_EXT_DEST_ID`: messages may name 15-bit APIC IDs.
 const KVM_FEATURE_MSI_EXT_DEST_ID: u32 = 15;
-/// `KVM_FEATURE_ASYNC_PF_INT`: an interrupt tells the guest that a page which the host had to fetch is there. It is not offered: where
-/// pages are not there for want of memory alone, each costs the guest two more exits and a switch of tasks, and one that its processes
-/// wait for beside other work is not seen by [`super::stuck`].
+/// `KVM_FEATURE_ASYNC_PF_INT`: an interrupt tells the guest that a page which the host had to fetch
+/// is there. It is not offered: where pages are not there for want of memory alone, each costs the
+/// guest two more exits and a switch of tasks, and one that its processes wait for beside other
+/// work is not seen by [`super::stuck`].
 const KVM_FEATURE_ASYNC_PF_INT: u32 = 14;
 
 /// What SVM can do (AMD APM vol. 3 appendix E).
 const SVM_FEATURES: u32 = 0x8000_000a;
 
-/// Leaf whose EAX has the widths of addresses: physical in bits 7:0, linear in 15:8, and in 23:16 the physical ones of guests, 0 if those
-/// are no other (AMD APM vol. 3 §E.4.7).
+/// Leaf whose EAX has the widths of addresses: physical in bits 7:0, linear in 15:8, and in 23:16
+/// the physical ones of guests, 0 if those are no other (AMD APM vol. 3 §E.4.7).
 pub(super) const ADDRESS_SIZES: u32 = 0x8000_0008;
 
 /// The highest extended leaf.
@@ -100,8 +103,9 @@ impl Topology {
         self
     }
 
-    /// The same without MTRRs and PAT. Whenever a processor comes, a guest that has either sets it on all of them at one moment (Intel SDM
-    /// vol. 3A §12.11.8): Linux stops them, and each waits actively for the others (ADR 24).
+    /// The same without MTRRs and PAT. Whenever a processor comes, a guest that has either sets it
+    /// on all of them at one moment (Intel SDM vol. 3A §12.11.8): Linux stops them, and each waits
+    /// actively for the others (ADR 24).
     #[must_use]
     pub fn without_cache_control(mut self) -> Self {
         for entry in &mut self.entries {
@@ -113,8 +117,8 @@ impl Topology {
         self
     }
 
-    /// The same with guest-physical addresses of `bits` bits at most (AMD APM vol. 3 §E.4.7): those of the processor, and of what KVM says
-    /// of its page tables.
+    /// The same with guest-physical addresses of `bits` bits at most (AMD APM vol. 3 §E.4.7): those
+    /// of the processor, and of what KVM says of its page tables.
     #[must_use]
     pub fn with_phys_bits(mut self, bits: u8) -> Self {
         for entry in self.entries.iter_mut().filter(|entry| entry.function == ADDRESS_SIZES) {

@@ -1,6 +1,7 @@
 //! GSI routes: which message an irqfd fires (KVM api.rst 4.52 `KVM_SET_GSI_ROUTING`).
 //!
-//! KVM replaces the whole table at once, and waits for its readers each time; so a table is sent only when it has changed.
+//! KVM replaces the whole table at once, and waits for its readers each time; so a table is sent
+//! only when it has changed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,8 +10,9 @@ use husk_devices::{MsiMessage, MsiVector};
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi};
 use vmm_sys_util::eventfd::EventFd;
 
-/// GSIs that KVM takes for pins of an I/O APIC outside the kernel, and whose level-triggered interrupts it reports the end of.
-/// husk's pins are edge-triggered messages like any others, so none of these is used.
+/// GSIs that KVM takes for pins of an I/O APIC outside the kernel, and whose level-triggered
+/// interrupts it reports the end of. husk's pins are edge-triggered messages like any others, so
+/// none of these is used.
 pub const RESERVED_PINS: u32 = 24;
 /// First GSI for messages.
 const FIRST_MSI: u32 = RESERVED_PINS;
@@ -38,8 +40,8 @@ pub trait Wires {
     fn disconnect(&self, event: &EventFd, gsi: u32) -> io::Result<()>;
 }
 
-/// Reserved message GSIs, as KVM has them: nothing is written down here before KVM has accepted it, since one message that it refuses
-/// would keep every later table from being accepted.
+/// Reserved message GSIs, as KVM has them: nothing is written down here before KVM has accepted it,
+/// since one message that it refuses would keep every later table from being accepted.
 #[derive(Debug, Default)]
 pub struct Routes {
     sources: BTreeMap<u32, Source>,
@@ -65,8 +67,8 @@ impl Routes {
     /// Has `vector` send `message`, or, without one, nothing.
     ///
     /// # Errors
-    /// The GSI is not reserved, or the host refused: then the vector is as it was, but for one that was not connected before and stays
-    /// so.
+    /// The GSI is not reserved, or the host refused: then the vector is as it was, but for one that
+    /// was not connected before and stays so.
     pub fn route(&mut self, wires: &dyn Wires, vector: &MsiVector, message: Option<MsiMessage>) -> io::Result<()> {
         let gsi = vector.gsi;
         let source = self.sources.get(&gsi).copied().ok_or_else(|| not_reserved(gsi))?;
@@ -130,15 +132,18 @@ fn not_reserved(gsi: u32) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, format!("GSI {gsi} is not reserved"))
 }
 
-/// Bits of a message's lower half that have bits 8 to 14 of the destination, as `KVM_FEATURE_MSI_EXT_DEST_ID` lets guests write them
-/// (KVM cpuid.rst), and how far these are from where KVM reads them in the upper half (api.rst 4.52).
+/// Bits of a message's lower half that have bits 8 to 14 of the destination, as
+/// `KVM_FEATURE_MSI_EXT_DEST_ID` lets guests write them (KVM cpuid.rst), and how far these are from
+/// where KVM reads them in the upper half (api.rst 4.52).
 const EXTENDED_DESTINATION: u32 = 0xfe0;
 const EXTENDED_DESTINATION_SHIFT: u32 = 3;
-/// The message is in the format of an IOMMU that remaps interrupts, and those bits mean something else (Intel VT-d §5.1.2.2).
+/// The message is in the format of an IOMMU that remaps interrupts, and those bits mean something
+/// else (Intel VT-d §5.1.2.2).
 const REMAPPABLE: u32 = 1 << 4;
 
-/// The halves of a message's address as KVM takes them, with the whole destination where 32-bit APIC IDs are looked for. With 8-bit ones
-/// KVM does not look at the upper half, and the bits that are moved are reserved.
+/// The halves of a message's address as KVM takes them, with the whole destination where 32-bit
+/// APIC IDs are looked for. With 8-bit ones KVM does not look at the upper half, and the bits that
+/// are moved are reserved.
 #[expect(clippy::cast_possible_truncation, reason = "the two halves of the address")]
 fn halves(address: u64) -> (u32, u32) {
     let (low, high) = (address as u32, (address >> 32) as u32);

@@ -1,7 +1,8 @@
 //! Getting a vCPU thread out of `KVM_RUN` (KVM api.rst 5, `immediate_exit`).
 //!
-//! A signal alone loses a race: it may land after the loop has looked at its flags and before it enters the kernel. Its handler
-//! therefore sets `immediate_exit` in the thread's own `kvm_run`, which makes the next `KVM_RUN` return at once.
+//! A signal alone loses a race: it may land after the loop has looked at its flags and before it
+//! enters the kernel. Its handler therefore sets `immediate_exit` in the thread's own `kvm_run`,
+//! which makes the next `KVM_RUN` return at once.
 //!
 //! No kick is lost. A real-time signal would be refused when as many signals wait for all processes of husk's user
 //! together as `RLIMIT_SIGPENDING` allows (setrlimit(2)); a standard one always stays pending, if without saying who

@@ -1,7 +1,8 @@
 //! KVM: the only users of kvm-ioctls.
 //!
-//! [`Kvm`] is `/dev/kvm`, [`Vm`] one virtual machine and its interrupts, [`Vcpu`] one virtual processor. The order in which they
-//! are called is a performance feature; `machine::build` keeps it.
+//! [`Kvm`] is `/dev/kvm`, [`Vm`] one virtual machine and its interrupts, [`Vcpu`] one virtual
+//! processor. The order in which they are called is a performance feature; `machine::build` keeps
+//! it.
 
 mod cpuid;
 mod irq;
@@ -120,8 +121,8 @@ impl Kvm {
         }
     }
 
-    /// Whether guests run on the processor itself. Without VMX and SVM, a KVM that answers all the same emulates a guest's kernel one
-    /// instruction at a time.
+    /// Whether guests run on the processor itself. Without VMX and SVM, a KVM that answers all the
+    /// same emulates a guest's kernel one instruction at a time.
     pub fn is_hardware(&self) -> bool {
         cpuid::host_virtualizes()
     }
@@ -169,15 +170,16 @@ impl Kvm {
     }
 }
 
-/// The most vCPUs of a VM that this host has and husk describes to a guest, whoever asks: what is checked before a VM is
-/// built, and what `husk check` says.
+/// The most vCPUs of a VM that this host has and husk describes to a guest, whoever asks: what is
+/// checked before a VM is built, and what `husk check` says.
 fn max_vcpus(kvm: &kvm_ioctls::Kvm) -> u32 {
     let of_kvm = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
     of_kvm.min(Limits::ARCHITECTURE.max_vcpus)
 }
 
-/// What `create` creates, which is tried again whenever a signal has interrupted it: the kernel starts threads for a VM, and a signal that
-/// waits for this one, of a tracer or of a control group that freezes, ends that with `EINTR` (KVM api.rst 4.2).
+/// What `create` creates, which is tried again whenever a signal has interrupted it: the kernel
+/// starts threads for a VM, and a signal that waits for this one, of a tracer or of a control group
+/// that freezes, ends that with `EINTR` (KVM api.rst 4.2).
 fn create_vm<T>(mut create: impl FnMut() -> Result<T, kvm_ioctls::Error>) -> Result<T, kvm_ioctls::Error> {
     /// Times that it is tried. A storm of signals does not keep husk here for ever.
     const ATTEMPTS: u32 = 1000;

@@ -1,4 +1,5 @@
-//! What KVM counts of one vCPU, or of a virtual machine (KVM api.rst 4.134 `KVM_GET_STATS_FD`): a file that is read without disturbing the vCPU.
+//! What KVM counts of one vCPU, or of a virtual machine (KVM api.rst 4.134 `KVM_GET_STATS_FD`): a
+//! file that is read without disturbing the vCPU.
 //!
 //! | offset | bytes | header |
 //! |---|---|---|
@@ -67,8 +68,9 @@ impl Stats {
     }
 }
 
-/// Bytes of page tables that KVM needs at least to map so many pages of 4 KiB, 2 MiB and 1 GiB, with four levels of tables of 512 entries
-/// (Intel SDM vol. 3C §28.3.2): pages that lie apart need more. Nothing says how many KVM has.
+/// Bytes of page tables that KVM needs at least to map so many pages of 4 KiB, 2 MiB and 1 GiB,
+/// with four levels of tables of 512 entries (Intel SDM vol. 3C §28.3.2): pages that lie apart need
+/// more. Nothing says how many KVM has.
 pub fn page_table_bytes(pages_4k: u64, pages_2m: u64, pages_1g: u64) -> u64 {
     const ENTRIES: u64 = 512;
     const TABLE_BYTES: u64 = 4096;

@@ -1,13 +1,17 @@
 //! A vCPU whose guest waits for a page that will never come is found, and the VM can end.
 //!
-//! When the host has no page for an access (a file that was shortened, a file system that is full, no huge page left), KVM does not
-//! fail: it takes the page for one that has to be read first, halts the vCPU while a worker fetches it (asynchronous page fault),
-//! ignores that the worker could not, lets the guest try again, and so on for ever. It fails, with the address, where it may not
-//! wait: while the guest takes no interrupts (`kvm_can_do_async_pf` in Linux' `arch/x86/kvm/x86.c`).
+//! When the host has no page for an access (a file that was shortened, a file system that is full,
+//! no huge page left), KVM does not fail: it takes the page for one that has to be read first,
+//! halts the vCPU while a worker fetches it (asynchronous page fault), ignores that the worker
+//! could not, lets the guest try again, and so on for ever. It fails, with the address, where it
+//! may not wait: while the guest takes no interrupts (`kvm_can_do_async_pf` in Linux'
+//! `arch/x86/kvm/x86.c`).
 //!
-//! So for every second of processor time that a vCPU's thread has used, its next instruction is run in the shadow of an STI, as it
-//! were: interrupts wait for one instruction. If that is the one that cannot go on, `KVM_RUN` says so. An idle guest uses no time, a
-//! busy one leaves KVM once a second. (QEMU's emulation of AMD-V forgets the shadow when it enters a guest: there this finds nothing.)
+//! So for every second of processor time that a vCPU's thread has used, its next instruction is run
+//! in the shadow of an STI, as it were: interrupts wait for one instruction. If that is the one
+//! that cannot go on, `KVM_RUN` says so. An idle guest uses no time, a busy one leaves KVM once a
+//! second. (QEMU's emulation of AMD-V forgets the shadow when it enters a guest: there this finds
+//! nothing.)
 //!
 //! A timer of the thread's own counts that second. It takes one of the signals that its user may have waiting
 //! (`RLIMIT_SIGPENDING`, which all processes of the user share): where there is none left, the control thread counts
@@ -96,7 +100,8 @@ pub(super) fn look(vcpu: &VcpuFd) {
     }
 }
 
-/// `events` with interrupts held off for one instruction; `None` while something is being delivered, which is not to be disturbed.
+/// `events` with interrupts held off for one instruction; `None` while something is being
+/// delivered, which is not to be disturbed.
 fn in_shadow(mut events: kvm_vcpu_events) -> Option<kvm_vcpu_events> {
     let delivering = [
         events.exception.injected,

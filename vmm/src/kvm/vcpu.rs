@@ -23,8 +23,9 @@ const FAST_STRINGS: u64 = 1;
 /// IA32_MTRR_DEF_TYPE: MTRRs on, default type write-back (Intel SDM vol. 3A §12.11.2.1).
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
-/// What a guest shares with KVM through its memory, and what INIT does not end: the clock, stolen time, asynchronous page faults, ends
-/// of interrupts (KVM msr.rst). IA32_TSC_ADJUST with them (Intel SDM vol. 3B §18.17.3).
+/// What a guest shares with KVM through its memory, and what INIT does not end: the clock, stolen
+/// time, asynchronous page faults, ends of interrupts (KVM msr.rst). IA32_TSC_ADJUST with them
+/// (Intel SDM vol. 3B §18.17.3).
 const MSRS_OF_THE_GUEST: [u32; 5] = [0x4b56_4d01, 0x4b56_4d03, 0x4b56_4d02, 0x4b56_4d04, 0x3b];
 
 /// What the guest touched that KVM could not answer itself.
@@ -103,9 +104,10 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Makes the vCPU, which does not run, ready to be started by a guest that runs: [configured](Vcpu::configure) if it is new, then
-    /// brought to that state, also if it is there already: KVM learns of the local APIC of a vCPU that is made late when it is set
-    /// (INIT would be lost otherwise).
+    /// Makes the vCPU, which does not run, ready to be started by a guest that runs:
+    /// [configured](Vcpu::configure) if it is new, then brought to that state, also if it is there
+    /// already: KVM learns of the local APIC of a vCPU that is made late when it is set (INIT would
+    /// be lost otherwise).
     ///
     /// # Errors
     /// [`KvmError::Refused`].
@@ -116,8 +118,9 @@ impl Vcpu {
         self.reset()
     }
 
-    /// Brings a vCPU that does not run back to where it was before the guest started it for the first time: it waits for INIT and
-    /// SIPI, nothing is pending, and nothing of it is shared with the guest's memory. Its CPUID stays.
+    /// Brings a vCPU that does not run back to where it was before the guest started it for the
+    /// first time: it waits for INIT and SIPI, nothing is pending, and nothing of it is shared with
+    /// the guest's memory. Its CPUID stays.
     ///
     /// # Errors
     /// [`KvmError::Refused`].
@@ -166,7 +169,8 @@ impl Vcpu {
             .ok()
     }
 
-    /// How far the time stamp counter of the vCPU, which does not run at present, is from the host's; `None` where KVM does not say.
+    /// How far the time stamp counter of the vCPU, which does not run at present, is from the
+    /// host's; `None` where KVM does not say.
     pub fn tsc_offset(&self) -> Option<u64> {
         tsc::offset(&self.fd).ok()
     }
@@ -224,18 +228,20 @@ impl Vcpu {
             .or_refused(|| format!("set the registers of vCPU {}", self.id))
     }
 
-    /// Runs the guest until something ends it. `answer` serves what KVM cannot, and returns whether to go on; `stop` says whether to
-    /// leave, and is asked before each entry.
+    /// Runs the guest until something ends it. `answer` serves what KVM cannot, and returns whether
+    /// to go on; `stop` says whether to leave, and is asked before each entry.
     ///
-    /// Called on the thread that a [`Kicker`](super::Kicker) aims at. A kick that comes after `stop` has been asked keeps the vCPU from
-    /// entering, so whoever makes `stop` true and then kicks is not missed.
+    /// Called on the thread that a [`Kicker`](super::Kicker) aims at. A kick that comes after
+    /// `stop` has been asked keeps the vCPU from entering, so whoever makes `stop` true and then
+    /// kicks is not missed.
     pub fn run(&mut self, stop: impl Fn() -> bool, mut answer: impl FnMut(Port<'_>) -> bool) -> Exit {
         // SAFETY: dropped at the end of this function, which has the vCPU for itself until then.
         let armed = unsafe { Armed::new(&mut self.fd) };
         let shared = ptr::from_mut(self.fd.get_kvm_run());
         while !stop() {
             let go_on = match self.fd.run() {
-                // A string instruction (`rep outsb`) comes as one exit with all of its elements, each for the same port.
+                // A string instruction (`rep outsb`) comes as one exit with all of its elements,
+                // each for the same port.
                 Ok(VcpuExit::IoIn(port, data)) => data
                     .chunks_mut(io_width(shared))
                     .all(|element| answer(Port::In(port, element))),
@@ -279,8 +285,9 @@ impl Vcpu {
         Exit::Stopped
     }
 
-    /// Tells KVM that the host has stopped the vCPU for longer than the guest may notice: its clock then says so, and its watchdogs
-    /// stay quiet (KVM api.rst 4.71 `KVM_KVMCLOCK_CTRL`). Called while the vCPU does not run.
+    /// Tells KVM that the host has stopped the vCPU for longer than the guest may notice: its clock
+    /// then says so, and its watchdogs stay quiet (KVM api.rst 4.71 `KVM_KVMCLOCK_CTRL`). Called
+    /// while the vCPU does not run.
     pub fn mark_stopped(&self) {
         // EINVAL: the guest does not use the clock, and has no such watchdog.
         if let Err(errno) = self.fd.kvmclock_ctrl() {
@@ -311,8 +318,8 @@ impl Vcpu {
 
 /// Bytes of one element of the port access that `shared` reports: 1, 2 or 4.
 fn io_width(shared: *const kvm_run) -> usize {
-    // SAFETY: the mapping lives as long as the vCPU that `run` borrows; `io` is the member that KVM fills for a port access, and
-    // no reference to this part of it exists.
+    // SAFETY: the mapping lives as long as the vCPU that `run` borrows; `io` is the member that KVM
+    // fills for a port access, and no reference to this part of it exists.
     let width = unsafe { (&raw const (*shared).__bindgen_anon_1.io.size).read() };
     usize::from(width).max(1)
 }

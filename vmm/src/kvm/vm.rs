@@ -33,7 +33,8 @@ pub enum Access {
 
 /// A virtual machine.
 ///
-/// Lock order: `routes` is taken alone, and never while a device is locked by the same thread for longer than one register write.
+/// Lock order: `routes` is taken alone, and never while a device is locked by the same thread for
+/// longer than one register write.
 #[derive(Debug)]
 pub struct Vm {
     fd: VmFd,
@@ -47,8 +48,9 @@ impl Vm {
     }
 
     pub(super) fn new(fd: VmFd) -> Result<Self, KvmError> {
-        // When a slot goes, KVM may forget the pages of that slot alone, and the guest need not fault all others in again (KVM api.rst,
-        // `KVM_CAP_DISABLE_QUIRKS2`, Linux 6.12). A KVM that does not know this refuses the bit, and goes on as it always has.
+        // When a slot goes, KVM may forget the pages of that slot alone, and the guest need not
+        // fault all others in again (KVM api.rst, `KVM_CAP_DISABLE_QUIRKS2`, Linux 6.12). A KVM
+        // that does not know this refuses the bit, and goes on as it always has.
         let _ = fd.enable_cap(&capability(KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL.into()));
         Ok(Self {
             fd,
@@ -56,8 +58,9 @@ impl Vm {
         })
     }
 
-    /// Maps `len` bytes at `host` into the guest at `gpa` (KVM api.rst 4.35). Adding slots before [`Vm::create_irqchip`] and
-    /// before any doorbell saves several milliseconds on Linux 6.18 and later.
+    /// Maps `len` bytes at `host` into the guest at `gpa` (KVM api.rst 4.35). Adding slots before
+    /// [`Vm::create_irqchip`] and before any doorbell saves several milliseconds on Linux 6.18 and
+    /// later.
     ///
     /// # Errors
     /// [`KvmError::Refused`], for example when the slot overlaps another.
@@ -94,8 +97,8 @@ impl Vm {
         unsafe { self.fd.set_user_memory_region(nothing) }.or_refused(|| format!("take memory slot {slot} back"))
     }
 
-    /// Creates the local APICs in the kernel, without PIC, I/O APIC and PIT (KVM api.rst 7.5 `KVM_CAP_SPLIT_IRQCHIP`). Only before
-    /// the first vCPU.
+    /// Creates the local APICs in the kernel, without PIC, I/O APIC and PIT (KVM api.rst 7.5
+    /// `KVM_CAP_SPLIT_IRQCHIP`). Only before the first vCPU.
     ///
     /// # Errors
     /// [`KvmError::Refused`].

@@ -52,7 +52,8 @@ fn the_event_of_a_vector_keeps_nobody_waiting_and_no_other_program_has_it() {
 fn in_x2apic_mode(vm: &Vm, kvm: &Kvm, id: u32) -> kvm_ioctls::VcpuFd {
     const ENABLED: u64 = 1 << 11;
     const X2APIC: u64 = 1 << 10;
-    /// Spurious interrupt vector register: vector 0xff, and the APIC is on by software as well (Intel SDM vol. 3A §11.9).
+    /// Spurious interrupt vector register: vector 0xff, and the APIC is on by software as well
+    /// (Intel SDM vol. 3A §11.9).
     const SVR: (usize, u8) = (0xf0, 0x1);
     let vcpu = vm.fd.create_vcpu(u64::from(id)).unwrap();
     let cpuid = kvm.topology(512).cpuid(id, None);
@@ -182,7 +183,8 @@ fn what_a_guest_writes_to_read_only_memory_leaves_it_and_changes_nothing() {
         // SAFETY: the mapping outlives the vCPU's run.
         unsafe { vm.map(slot, at as u64, host, PAGE as u64, access) }.unwrap();
     }
-    // mov byte [0x1000], 0x11; the same with 0x22 to the next page, and with 0x33 to the one after that, where nothing is.
+    // mov byte [0x1000], 0x11; the same with 0x22 to the next page, and with 0x33 to the one after
+    // that, where nothing is.
     let code = [
         0xc6, 0x06, 0, 0x10, 0x11, 0xc6, 0x06, 0, 0x20, 0x22, 0xc6, 0x06, 0, 0x30, 0x33,
     ];

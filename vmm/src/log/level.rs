@@ -22,8 +22,8 @@ pub fn set_level(level: &str) -> Result<(), UnknownLevel> {
     Ok(())
 }
 
-/// From now on one level more is logged, or one less, between errors alone and all that this program was built to say. The log says so
-/// whatever the level is.
+/// From now on one level more is logged, or one less, between errors alone and all that this
+/// program was built to say. The log says so whatever the level is.
 pub fn shift_level(more: bool) {
     log::set_max_level(next_level(log::max_level(), more));
     LOGGER.say(&Entry {

@@ -1,10 +1,12 @@
 //! How often one place in the source may speak: what it says beyond that is counted, and the count is told.
 //!
-//! A guest, or a client, that can cause a line can cause a million. Each place has [`lines_per_window`] lines in [`WINDOW_MS`]; the last of them
-//! says that the rest is only counted. The count follows before the next line of anybody once the time is over, or when husk ends.
+//! A guest, or a client, that can cause a line can cause a million. Each place has
+//! [`lines_per_window`] lines in [`WINDOW_MS`]; the last of them says that the rest is only
+//! counted. The count follows before the next line of anybody once the time is over, or when husk
+//! ends.
 //!
-//! Memory is fixed, and nothing here waits: a place is claimed and counted by single atomic exchanges, so that no vCPU stands behind
-//! a thread that was interrupted in the middle.
+//! Memory is fixed, and nothing here waits: a place is claimed and counted by single atomic
+//! exchanges, so that no vCPU stands behind a thread that was interrupted in the middle.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +15,8 @@ use log::{Level, Record};
 
 /// The length of a window, in milliseconds.
 pub const WINDOW_MS: u64 = 5_000;
-/// Places that are told apart: more than husk and what it is made of have. Those beyond share the last one that was looked at.
+/// Places that are told apart: more than husk and what it is made of have. Those beyond share the
+/// last one that was looked at.
 const SITES: usize = 256;
 /// How many of them a place may find taken.
 const PROBES: usize = 8;
@@ -121,7 +124,8 @@ impl LogLimiter {
         }
     }
 
-    /// Tells how many lines were left out of places whose time is over at `now_ms`; of all places for `None`. Each count once.
+    /// Tells how many lines were left out of places whose time is over at `now_ms`; of all places
+    /// for `None`. Each count once.
     pub fn report(&self, now_ms: Option<u64>, mut report: impl FnMut(CallSite, u64)) {
         if self.untold.load(Ordering::Relaxed) == 0 {
             return;

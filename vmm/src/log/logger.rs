@@ -310,7 +310,8 @@ fn is_current(file: Option<&NonBlockingFile>) -> bool {
     progress.is_none_or(|progress| progress.wait_unlocked(LAST_PATIENCE))
 }
 
-/// The most bytes of a last line with what is around it in any form: a message of [`LineBuffer`]'s usual length, each of its characters escaped.
+/// The most bytes of a last line with what is around it in any form: a message of [`LineBuffer`]'s
+/// usual length, each of its characters escaped.
 const LAST_BYTES: usize = 1_024;
 /// Follows the number of lines that were lost.
 const LOST: &str = " log lines were dropped: nobody read them, or there was no room for them";

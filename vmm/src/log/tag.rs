@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-/// What a process is called where several have one log: 1 to 64 letters, digits and `_.-`, as the tools that look for it take it.
+/// What a process is called where several have one log: 1 to 64 letters, digits and `_.-`, as the
+/// tools that look for it take it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tag(String);
 
@@ -15,8 +16,9 @@ impl Tag {
     /// The most bytes of a tag.
     const BYTES: usize = 64;
 
-    /// What a husk with its API at `socket` is called, in its log and by whoever lists husks: after the sandbox in whose folder the socket is
-    /// where it has a name that container runtimes give it, else after the socket. `None` where that says nothing.
+    /// What a husk with its API at `socket` is called, in its log and by whoever lists husks: after
+    /// the sandbox in whose folder the socket is where it has a name that container runtimes give
+    /// it, else after the socket. `None` where that says nothing.
     pub fn of_socket(socket: &Path) -> Option<Self> {
         let name = socket.file_name()?;
         let name = match USUAL_NAMES.iter().any(|usual| name == *usual) {

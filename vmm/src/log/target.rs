@@ -1,8 +1,9 @@
 //! Where the log goes, if not to standard error: a file, journald, the system's log.
 //!
-//! The daemons are written to by plain write(2) on a datagram socket that was connected before there was a filter: a thread needs no
-//! other call for them than for standard error, and can address nobody else (docs/adr/0027-the-log-by-write-alone.md). A daemon that is full loses the line; one
-//! that has gone for good has husk go on on standard error.
+//! The daemons are written to by plain write(2) on a datagram socket that was connected before
+//! there was a filter: a thread needs no other call for them than for standard error, and can
+//! address nobody else (docs/adr/0027-the-log-by-write-alone.md). A daemon that is full loses the
+//! line; one that has gone for good has husk go on on standard error.
 
 use std::fmt;
 use std::fs::File;

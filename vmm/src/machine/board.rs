@@ -31,8 +31,8 @@ pub enum Ending {
 
 /// What vCPU threads share.
 ///
-/// No two of its locks are ever held at once by a thread, but for [`Board::remap`]: that takes `windows` first and the others, one at
-/// a time, under it. Nobody else takes `windows`.
+/// No two of its locks are ever held at once by a thread, but for [`Board::remap`]: that takes
+/// `windows` first and the others, one at a time, under it. Nobody else takes `windows`.
 pub struct Board {
     ports: Bus,
     mmio: Bus,
@@ -153,8 +153,9 @@ impl Board {
         }
     }
 
-    /// Whether `gpa` was memory when the guest was `entered`, although KVM takes it for a device. What has come since was nobody's when
-    /// the guest touched it, and it had not been told of it: it reads all ones, as from any such place.
+    /// Whether `gpa` was memory when the guest was `entered`, although KVM takes it for a device.
+    /// What has come since was nobody's when the guest touched it, and it had not been told of it:
+    /// it reads all ones, as from any such place.
     fn is_missing(&self, gpa: u64, entered: MapGeneration) -> bool {
         let is_memory = || Some(self.memory.get()?.find_in_generation(gpa, entered).is_some());
         !self.mmio.covers(gpa) && is_memory().unwrap_or(false)
@@ -184,17 +185,19 @@ impl Board {
 }
 
 impl Board {
-    /// Makes the memory bus agree with what function `bdf` decodes now. A window that would overlap another is left out, and the first is logged:
-    /// the guest asked for it, so the guest lives with reads of all ones there, until the other one has gone: then it is placed, as both
+    /// Makes the memory bus agree with what function `bdf` decodes now. A window that would overlap
+    /// another is left out, and the first is logged: the guest asked for it, so the guest lives
+    /// with reads of all ones there, until the other one has gone: then it is placed, as both
     /// registers say by then (PCIe 5.0 §7.5.1.2.1).
     ///
-    /// One at a time: of two threads that both remap a function, or of which one takes it away, the later one sees what the other
-    /// has done. Not to be called with a lock held, nor by a thread that may not wait for vCPUs.
+    /// One at a time: of two threads that both remap a function, or of which one takes it away, the
+    /// later one sees what the other has done. Not to be called with a lock held, nor by a thread
+    /// that may not wait for vCPUs.
     pub fn remap(&self, bdf: Bdf) {
         let mut windows = lock(&self.windows);
         let mut made_room = self.agree(&mut windows, bdf);
-        // From the start again whenever one has made more room, until none has. Ends: a vCPU that has changed another function waits for
-        // this before it can change more.
+        // From the start again whenever one has made more room, until none has. Ends: a vCPU that
+        // has changed another function waits for this before it can change more.
         while made_room {
             let all: Vec<Bdf> = windows.keys().copied().collect();
             made_room = all.into_iter().any(|bdf| self.agree(&mut windows, bdf));

@@ -1,7 +1,8 @@
 //! How a VM is put together: a list one can read from top to bottom.
 //!
-//! The order is that of architecture.md §4: memory slots before anything touches KVM's interrupt or I/O buses, because a slot added
-//! later waits for them (Linux 6.18 and later: milliseconds); the kernel is read on a thread of its own meanwhile.
+//! The order is that of architecture.md §4: memory slots before anything touches KVM's interrupt or
+//! I/O buses, because a slot added later waits for them (Linux 6.18 and later: milliseconds); the
+//! kernel is read on a thread of its own meanwhile.
 
 use std::cell::OnceCell;
 use std::error::Error;
@@ -105,9 +106,9 @@ pub(super) fn host(what: &'static str) -> impl FnOnce(io::Error) -> BuildError {
 }
 
 impl Machine {
-    /// Builds the VM that `config` describes, up to its first instruction, with the descriptors in `passed`. `stdout` takes what a
-    /// console in mode `Tty` prints; `threads` start what serves devices, and have the waker that is woken whenever the machine's owner
-    /// should look after it.
+    /// Builds the VM that `config` describes, up to its first instruction, with the descriptors in
+    /// `passed`. `stdout` takes what a console in mode `Tty` prints; `threads` start what serves
+    /// devices, and have the waker that is woken whenever the machine's owner should look after it.
     ///
     /// # Errors
     /// See [`BuildError`]. Nothing is left behind.
@@ -129,7 +130,8 @@ impl Machine {
         let memory = AddressSpace::new(&config.memory, vm.clone(), phys_bits)?;
         trace.mark(Phase::Ram);
 
-        // Nothing that the loader uses may move into the closure: on an error it would be dropped before the loader is joined.
+        // Nothing that the loader uses may move into the closure: on an error it would be dropped
+        // before the loader is joined.
         let (cpus, dimms, devices, board, ended, handles) = thread::scope(|scope| -> Result<_, BuildError> {
             let ram = memory.guest().memory();
             let load = move || {

@@ -1,5 +1,5 @@
-//! How a device becomes part of a machine: one function for a device on I/O ports, one for a virtio device of any kind, and the same
-//! for one that comes while the guest runs.
+//! How a device becomes part of a machine: one function for a device on I/O ports, one for a virtio
+//! device of any kind, and the same for one that comes while the guest runs.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -99,7 +99,8 @@ pub enum SlotError {
 }
 
 impl Devices {
-    /// A machine with nothing but a PCI root, an I/O APIC and what tells the guest of changes. Devices get their threads from `threads`.
+    /// A machine with nothing but a PCI root, an I/O APIC and what tells the guest of changes.
+    /// Devices get their threads from `threads`.
     ///
     /// # Errors
     /// [`BuildError::Device`].
@@ -177,8 +178,8 @@ impl Devices {
         self.metered.push((name, meter));
     }
 
-    /// Puts a virtio device of any kind into the first free PCI slot, before the guest starts. `name` is what its threads are called,
-    /// after `io-`.
+    /// Puts a virtio device of any kind into the first free PCI slot, before the guest starts.
+    /// `name` is what its threads are called, after `io-`.
     ///
     /// # Errors
     /// When another device has the name, and when slots, addresses or interrupts have run out.
@@ -219,8 +220,8 @@ impl Devices {
         Ok(self.slots.remove(u32::from(at.device))?)
     }
 
-    /// Has a thread take apart what the guest has let go of, as far as it has stopped, and says what is gone. Never waits: to be called again
-    /// when a thread has ended, and after a failure.
+    /// Has a thread take apart what the guest has let go of, as far as it has stopped, and says
+    /// what is gone. Never waits: to be called again when a thread has ended, and after a failure.
     pub fn collect(&mut self) -> Collected {
         let failure = self.slots.reap().err();
         // Not by what was ejected just now: what the guest had never heard of went when it was asked back.
@@ -260,8 +261,8 @@ impl Devices {
         &mut self.hotplug
     }
 
-    /// What the devices have counted, by name. What is no virtio device has a name that no such device can be given. Takes no lock that a
-    /// vCPU may want.
+    /// What the devices have counted, by name. What is no virtio device has a name that no such
+    /// device can be given. Takes no lock that a vCPU may want.
     pub fn counters(&self) -> Vec<Counted> {
         let plug = self.slots.plug();
         let virtio = self.places.iter().filter_map(|(name, at)| {
@@ -295,7 +296,8 @@ impl Devices {
         Queues::new(plug.memory().clone(), devices.collect())
     }
 
-    /// A slot for a device called `name`, which no other may be: whoever waits for a device to rest knows it by its name alone.
+    /// A slot for a device called `name`, which no other may be: whoever waits for a device to rest
+    /// knows it by its name alone.
     fn vacant(&self, name: &str) -> Result<(u32, Bdf), BuildError> {
         if self.places.contains_key(name) {
             return Err(BuildError::device(name, SlotError::Named));
@@ -343,22 +345,24 @@ impl Devices {
         self.slots.plug().workers().for_each(Workers::release);
     }
 
-    /// Asks every device to stop, for good: requests in flight are completed, then guest memory is left alone. Only when no vCPU runs.
-    /// Does not wait: see [`Devices::unstopped`].
+    /// Asks every device to stop, for good: requests in flight are completed, then guest memory is
+    /// left alone. Only when no vCPU runs. Does not wait: see [`Devices::unstopped`].
     pub fn stop(&self) {
         self.slots.plug().workers().for_each(Workers::retire);
     }
 
-    /// Has threads take apart what has stopped after [`Devices::stop`], with its sockets, files and descriptors, and says what is left: the devices
-    /// whose threads may still touch guest memory, and those that are being taken apart. Never waits: to be called again when a thread has ended.
-    /// Names and slots stay taken.
+    /// Has threads take apart what has stopped after [`Devices::stop`], with its sockets, files and
+    /// descriptors, and says what is left: the devices whose threads may still touch guest memory,
+    /// and those that are being taken apart. Never waits: to be called again when a thread has
+    /// ended. Names and slots stay taken.
     pub fn unstopped(&mut self) -> Vec<&str> {
         let plug = self.slots.plug_mut();
         let left = self.places.iter().filter(|(_, at)| !plug.close(u32::from(at.device)));
         left.map(|(name, _)| name.as_str()).collect()
     }
 
-    /// Takes every device out of the guest's reach and asks it to stop, also while a vCPU runs. Does not wait: see [`Devices::unstopped`].
+    /// Takes every device out of the guest's reach and asks it to stop, also while a vCPU runs.
+    /// Does not wait: see [`Devices::unstopped`].
     pub fn withdraw(&mut self) {
         let plug = self.slots.plug_mut();
         for at in self.places.values() {

@@ -266,7 +266,8 @@ fn a_device_that_comes_while_another_one_goes_is_not_taken_for_it() {
     assert!(lock(board.pci()).function(next).is_some());
 }
 
-/// A vCPU switches the decoding of what is in slot 1 on and off (PCIe 5.0 §7.5.1.1.3, Memory Space Enable) until `over`.
+/// A vCPU switches the decoding of what is in slot 1 on and off (PCIe 5.0 §7.5.1.1.3, Memory Space
+/// Enable) until `over`.
 fn switch_decoding(board: &Board, over: &AtomicBool) {
     let command = layout::ECAM + (1 << 15) + 4;
     while !over.load(Ordering::Relaxed) {

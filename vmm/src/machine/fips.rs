@@ -1,7 +1,7 @@
 //! A guest's kernel is in FIPS mode where the host's is: `fips=1` (Linux admin-guide/kernel-parameters.txt).
 //!
-//! husk has no cryptography of its own. Whoever runs a node in FIPS mode wants that of its pods as well, and the guest's kernel has to
-//! be told.
+//! husk has no cryptography of its own. Whoever runs a node in FIPS mode wants that of its pods as
+//! well, and the guest's kernel has to be told.
 
 use std::borrow::Cow;
 use std::fs;

@@ -17,12 +17,12 @@ use husk_virtio::threads::Threads;
 use super::build::BuildError;
 use crate::config::FsConfig;
 
-/// How long a back-end that does not listen yet is waited for. The shims start theirs first and wait for it; this is for people
-/// who start both at once.
+/// How long a back-end that does not listen yet is waited for. The shims start theirs first and
+/// wait for it; this is for people who start both at once.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Makes the device that `config` describes: opens its folder, to be served by `threads`, or connects to its back-end, which reaches
-/// `memory`.
+/// Makes the device that `config` describes: opens its folder, to be served by `threads`, or
+/// connects to its back-end, which reaches `memory`.
 ///
 /// # Errors
 /// [`BuildError::Device`], with tag and folder or socket.

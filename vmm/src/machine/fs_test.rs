@@ -82,7 +82,8 @@ fn ask_for_everything(guest: &Guest<'_>) {
     locks(guest);
 }
 
-/// `MKDIR`, `CREATE`, `MKNOD`, `SYMLINK`, `LINK`, `READLINK`, `RENAME`, `RENAME2`, lists, `UNLINK`, `RMDIR`, `FORGET`, `TMPFILE`.
+/// `MKDIR`, `CREATE`, `MKNOD`, `SYMLINK`, `LINK`, `READLINK`, `RENAME`, `RENAME2`, lists, `UNLINK`,
+/// `RMDIR`, `FORGET`, `TMPFILE`.
 fn names(guest: &Guest<'_>) {
     let folder = guest.must(9, ROOT, &[&short(&[0o755, 0o022]), b"folder\0"]);
     let file = guest.must(35, folder, &[&short(&[0o102, 0o100_644, 0o022, 0]), b"file\0"]);

@@ -1,7 +1,7 @@
 //! What comes and goes while the guest runs: one notifier, one GED, and a bank of slots for each kind.
 //!
-//! A kind is a [`Plug`]: PCI functions are in `slots.rs`, vCPUs in `cpu_slots.rs`. This room puts their banks on the bus and their AML into
-//! the DSDT.
+//! A kind is a [`Plug`]: PCI functions are in `slots.rs`, vCPUs in `cpu_slots.rs`. This room puts
+//! their banks on the bus and their AML into the DSDT.
 
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
@@ -56,8 +56,8 @@ impl Hotplugs {
         })
     }
 
-    /// A bank of `slots` on `board`, filled and emptied by `plug`. Slots that are all there for good need none of it: the guest is shown
-    /// nothing.
+    /// A bank of `slots` on `board`, filled and emptied by `plug`. Slots that are all there for
+    /// good need none of it: the guest is shown nothing.
     ///
     /// # Errors
     /// Too many slots, or an address that is taken.

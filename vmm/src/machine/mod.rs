@@ -143,14 +143,15 @@ impl Machine {
         Ok(Pending::new(id, Request::Remove, receiver))
     }
 
-    /// Has a thread take apart what the guest has let go of, as far as it has stopped, and says what is gone. Never waits: to be called again
-    /// at each wakeup, and after a failure.
+    /// Has a thread take apart what the guest has let go of, as far as it has stopped, and says
+    /// what is gone. Never waits: to be called again at each wakeup, and after a failure.
     pub fn collect(&mut self) -> Collected {
         self.devices.collect()
     }
 
-    /// Has a thread give memory back that was in use when it was removed and is not any more: to close a file may take long. Returns whether
-    /// there is a file: then it is to be called again. Never waits.
+    /// Has a thread give memory back that was in use when it was removed and is not any more: to
+    /// close a file may take long. Returns whether there is a file: then it is to be called again.
+    /// Never waits.
     pub fn collect_memory(&mut self) -> bool {
         let is_looked_after = self
             .collecting
@@ -190,7 +191,8 @@ impl Machine {
         self.devices.stopping()
     }
 
-    /// The devices on their way out, and where they are: those that `asked` says the guest was asked for, and those that it has let go of.
+    /// The devices on their way out, and where they are: those that `asked` says the guest was
+    /// asked for, and those that it has let go of.
     pub fn leaving(&self, asked: impl Fn(&str) -> bool) -> Vec<(String, Bdf)> {
         self.devices.leaving(asked)
     }

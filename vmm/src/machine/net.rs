@@ -49,8 +49,9 @@ fn name(config: &NetConfig) -> String {
     }
 }
 
-/// The device that `config` describes. `fds` are descriptors of its tap, one for each queue pair, if it is not known by name; they are
-/// duplicated and stay the caller's. Where the host's kernel moves frames, it reaches `memory`.
+/// The device that `config` describes. `fds` are descriptors of its tap, one for each queue pair,
+/// if it is not known by name; they are duplicated and stay the caller's. Where the host's kernel
+/// moves frames, it reaches `memory`.
 ///
 /// # Errors
 /// [`BuildError::Device`], with the tap's name.
@@ -84,8 +85,8 @@ pub fn open(config: &NetConfig, fds: &[OwnedFd], memory: &GuestMemory) -> Result
     }))
 }
 
-/// The descriptors whose numbers `config` has: for a configuration that was made of this process's own command line. Numbers that came
-/// in a message mean nothing here.
+/// The descriptors whose numbers `config` has: for a configuration that was made of this process's
+/// own command line. Numbers that came in a message mean nothing here.
 ///
 /// # Errors
 /// [`BuildError::Device`] when a descriptor is not open.
@@ -99,7 +100,8 @@ fn duplicate(number: i32) -> Result<OwnedFd, BuildError> {
     if number < 0 {
         return Err(failed(std::io::Error::from_raw_os_error(libc::EBADF)));
     }
-    // SAFETY: not -1; borrowed for one call that fails cleanly if it is not open. Whether it is the user's to give is theirs to know.
+    // SAFETY: not -1; borrowed for one call that fails cleanly if it is not open. Whether it is the
+    // user's to give is theirs to know.
     let theirs = unsafe { BorrowedFd::borrow_raw(number) };
     theirs.try_clone_to_owned().map_err(failed)
 }

@@ -39,8 +39,8 @@ impl Output {
     }
 }
 
-/// Opens the host's side of the port called `name`; `None` when there is to be no such port. Two ports may have one file: it gets the
-/// writes of both, none over another.
+/// Opens the host's side of the port called `name`; `None` when there is to be no such port. Two
+/// ports may have one file: it gets the writes of both, none over another.
 ///
 /// # Errors
 /// [`BuildError::Device`], with the path.

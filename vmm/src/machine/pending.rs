@@ -72,7 +72,8 @@ impl Pending {
         }
     }
 
-    /// Takes the place of `earlier`, which asked the same: the guest is given no more time, unless its silence has been told of.
+    /// Takes the place of `earlier`, which asked the same: the guest is given no more time, unless
+    /// its silence has been told of.
     pub fn follow(&mut self, earlier: &Self) {
         if !earlier.overdue {
             self.since = earlier.since;

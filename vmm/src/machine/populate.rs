@@ -32,7 +32,8 @@ use crate::terminal::{Chardev, FileId, ProcessOutputs, window_size};
 /// Window size of a console that has no terminal.
 const COLUMNS_ROWS: (u16, u16) = (80, 24);
 
-/// Descriptors that clients have passed for devices, by the device's name. They stay for as long as the device is configured.
+/// Descriptors that clients have passed for devices, by the device's name. They stay for as long as
+/// the device is configured.
 pub type Passed = BTreeMap<String, Vec<OwnedFd>>;
 
 /// What of the devices the machine keeps in hand.
@@ -232,8 +233,8 @@ fn add_console(
     Ok(Some(Port { input, chardev, files }))
 }
 
-/// Makes the device that is asked for, at boot or later. What it needs of `passed` it duplicates; what confines its own threads is
-/// `threads`.
+/// Makes the device that is asked for, at boot or later. What it needs of `passed` it duplicates;
+/// what confines its own threads is `threads`.
 ///
 /// # Errors
 /// [`BuildError::Device`], named as the configuration names it.

@@ -60,7 +60,8 @@ impl Machine {
         }
     }
 
-    /// Descriptors to watch for reading, level-triggered: see [`Machine::serve_chardevs`]. A thread closes them when the machine is asked to stop.
+    /// Descriptors to watch for reading, level-triggered: see [`Machine::serve_chardevs`]. A thread
+    /// closes them when the machine is asked to stop.
     pub fn chardevs(&self) -> impl Iterator<Item = RawFd> {
         self.chardevs.iter().map(|attached| attached.chardev.as_raw_fd())
     }

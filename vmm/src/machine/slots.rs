@@ -1,8 +1,11 @@
-//! The PCI slots: virtio functions that are there at boot, that come while the guest runs, and that go when it lets go of them.
+//! The PCI slots: virtio functions that are there at boot, that come while the guest runs, and that
+//! go when it lets go of them.
 //!
-//! Slot numbers are PCI device numbers on bus 0. A function is real before the guest is told of it, and its BARs are placed, so that
-//! the guest finds it as firmware would have left it. It is stopped when the guest has ejected it, and then taken apart by a thread that nobody
-//! waits for: closing a file may take as long as its file system likes. Slot, name and addresses are taken until that is done.
+//! Slot numbers are PCI device numbers on bus 0. A function is real before the guest is told of it,
+//! and its BARs are placed, so that the guest finds it as firmware would have left it. It is
+//! stopped when the guest has ejected it, and then taken apart by a thread that nobody waits for:
+//! closing a file may take as long as its file system likes. Slot, name and addresses are taken
+//! until that is done.
 //!
 //! The control thread locks no function that the guest knows, nor [`Board::remap`]'s windows. A vCPU has those locks
 //! across `KVM_IOEVENTFD`, which waits for every vCPU that is in a page fault, so for whatever file system is behind
@@ -230,8 +233,9 @@ impl PciPlug {
         }
     }
 
-    /// Has a thread take the function in `slot` apart, once its own threads have stopped: with its files, sockets and descriptors. Whether nothing
-    /// is left of it; to be called again until then. Never waits. Doorbells stay as they are.
+    /// Has a thread take the function in `slot` apart, once its own threads have stopped: with its
+    /// files, sockets and descriptors. Whether nothing is left of it; to be called again until
+    /// then. Never waits. Doorbells stay as they are.
     pub fn close(&mut self, slot: u32) -> bool {
         let waker = self.threads.waker();
         let Some(plugged) = self.plugged.get_mut(&slot) else {
@@ -307,8 +311,8 @@ impl Plug for PciPlug {
         self.make(slot, unit).map_err(|source| PlugError { what, source })
     }
 
-    /// First out of the guest's reach, then asked to stop, then taken apart. What the device has acknowledged is done by then. Addresses are
-    /// free again once no doorbell answers there.
+    /// First out of the guest's reach, then asked to stop, then taken apart. What the device has
+    /// acknowledged is done by then. Addresses are free again once no doorbell answers there.
     fn retire(&mut self, slot: u32) -> bool {
         let is_new = self.unplug(slot);
         let (Some(plugged), Ok(device)) = (self.plugged.get_mut(&slot), u8::try_from(slot)) else {

@@ -1,9 +1,11 @@
 //! A machine that comes to rest, or to its end: vCPUs first, then devices. Everybody is asked, watched and collected.
 //!
-//! All of them together have one deadline. A device whose threads do not come in time is left behind together with the machine it belongs
-//! to: threads, handlers, descriptors, and the guest memory that they may still write. Nothing of that is unmapped or closed while
-//! they live. Devices that have stopped are not kept, and vCPUs that do not come keep no device from being stopped. Whatever is closed is
-//! closed by a thread beside, and has come when that is done: the last close of a file may wait for its file system as long as that likes.
+//! All of them together have one deadline. A device whose threads do not come in time is left
+//! behind together with the machine it belongs to: threads, handlers, descriptors, and the guest
+//! memory that they may still write. Nothing of that is unmapped or closed while they live. Devices
+//! that have stopped are not kept, and vCPUs that do not come keep no device from being stopped.
+//! Whatever is closed is closed by a thread beside, and has come when that is done: the last close
+//! of a file may wait for its file system as long as that likes.
 
 use std::time::{Duration, Instant};
 
@@ -11,9 +13,10 @@ use super::Machine;
 use crate::background::BackgroundTask;
 use crate::wakeup::Wakeup;
 
-/// How long everything together may take to stop, and a single device to be taken apart. Kata's Go shim kills a process that is there 3
-/// seconds after `vmm.shutdown`: the rest of them is for the answer and for what the end of a process takes. A request that is not
-/// done by then was not acknowledged.
+/// How long everything together may take to stop, and a single device to be taken apart. Kata's Go
+/// shim kills a process that is there 3 seconds after `vmm.shutdown`: the rest of them is for the
+/// answer and for what the end of a process takes. A request that is not done by then was not
+/// acknowledged.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What vCPUs that have not come are called, among devices.
@@ -67,9 +70,11 @@ impl Machine {
         self.cpus.plug_mut().cpus.stop();
     }
 
-    /// Stops the devices once no vCPU runs, has what has stopped taken apart, and says who has still to come after [`Machine::stop`]. Once that
-    /// is nobody, what the devices have acknowledged is in their files, and these are closed: the next machine may want the same images and
-    /// sockets. Nothing is flushed: what the guest has not had flushed is in the host's page cache, which outlives the process. Never waits.
+    /// Stops the devices once no vCPU runs, has what has stopped taken apart, and says who has
+    /// still to come after [`Machine::stop`]. Once that is nobody, what the devices have
+    /// acknowledged is in their files, and these are closed: the next machine may want the same
+    /// images and sockets. Nothing is flushed: what the guest has not had flushed is in the host's
+    /// page cache, which outlives the process. Never waits.
     pub fn unstopped(&mut self) -> Vec<String> {
         let in_guest = !self.has_left_guest();
         if self.hold_state != HoldState::Stop {
@@ -92,8 +97,9 @@ impl Machine {
         BackgroundTask::queue(self.waker(), move || drop(self))
     }
 
-    /// Takes the devices of a machine that is left behind out of its guest's reach, and asks them to stop, where a vCPU has not come: nothing is
-    /// served on for a guest that has been told to end. [`Machine::unstopped`] says when they have.
+    /// Takes the devices of a machine that is left behind out of its guest's reach, and asks them
+    /// to stop, where a vCPU has not come: nothing is served on for a guest that has been told to
+    /// end. [`Machine::unstopped`] says when they have.
     pub fn withdraw_devices(&mut self) {
         if self.hold_state != HoldState::Stop {
             self.hold_state = HoldState::Stop;

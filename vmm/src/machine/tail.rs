@@ -79,8 +79,8 @@ impl Tail {
         Box::new(Kept { output, shared, port })
     }
 
-    /// What the guest said when it panicked, else what it said last: the words of the guest, as text without control characters but ends
-    /// of lines. `None` if nothing is known.
+    /// What the guest said when it panicked, else what it said last: the words of the guest, as
+    /// text without control characters but ends of lines. `None` if nothing is known.
     pub fn last_words(&self) -> Option<String> {
         let ports = lock(&self.0.as_ref()?.ports);
         let texts = ports.iter().map(|port| Vec::from(lock(port).kept.clone()));
@@ -93,7 +93,8 @@ impl Tail {
         panicked.or_else(last).map(readable)
     }
 
-    /// Whether one of those [lines](Self::take_kills) says that a control group of the guest had no memory left, and not the guest.
+    /// Whether one of those [lines](Self::take_kills) says that a control group of the guest had no
+    /// memory left, and not the guest.
     pub fn is_of_group(line: &str) -> bool {
         line.contains("Memory cgroup out of memory: ")
     }

@@ -10,8 +10,8 @@ use husk_virtio::vsock::{KernelVsock, Vsock};
 use super::build::BuildError;
 use crate::config::{Backend, VsockConfig};
 
-/// Binds the socket of `config` and makes the device behind it, whose threads come from `threads`; or takes its context from the host's
-/// kernel, which reaches `memory`.
+/// Binds the socket of `config` and makes the device behind it, whose threads come from `threads`;
+/// or takes its context from the host's kernel, which reaches `memory`.
 ///
 /// # Errors
 /// [`BuildError::Device`], where the socket cannot be, or the kernel does not serve this context.

@@ -34,7 +34,8 @@ pub enum Format {
 }
 
 impl Format {
-    /// What a client that accepts `accept` (RFC 9110 §12.5.1) is given: OpenMetrics, if it names that and likes it no less than plain text.
+    /// What a client that accepts `accept` (RFC 9110 §12.5.1) is given: OpenMetrics, if it names
+    /// that and likes it no less than plain text.
     pub fn accepted(accept: &str) -> Self {
         let weight_of = |name: &str| {
             let named = accept.split(',').filter_map(|range| weight(range, name));
@@ -57,8 +58,9 @@ impl Format {
     }
 }
 
-/// How much the client that sends `range` likes the media type `name`, from 0 for not at all to 1 (RFC 9110 §12.4.2); `None` if it says so of
-/// another. A weight that is none counts as if it were not there.
+/// How much the client that sends `range` likes the media type `name`, from 0 for not at all to 1
+/// (RFC 9110 §12.4.2); `None` if it says so of another. A weight that is none counts as if it were
+/// not there.
 fn weight(range: &str, name: &str) -> Option<f32> {
     let mut parts = range.split(';').map(str::trim);
     parts.next().filter(|kind| kind.eq_ignore_ascii_case(name))?;
@@ -377,7 +379,8 @@ fn metric_type(kind: Type) -> MetricType {
     }
 }
 
-/// A name without its unit, if that is one of those that OpenMetrics has for all (OpenMetrics 1.0, "Units and Base Units").
+/// A name without its unit, if that is one of those that OpenMetrics has for all (OpenMetrics 1.0,
+/// "Units and Base Units").
 fn split_unit(name: &str) -> (&str, Option<&'static Unit>) {
     static UNITS: [(&str, Unit); 2] = [("_bytes", Unit::Bytes), ("_seconds", Unit::Seconds)];
     let found = UNITS

@@ -2,8 +2,9 @@
 //!
 //! A figure of a device has the name `husk_<kind>_<counter>`, where the counter's is the one in `vm.counters`.
 //!
-//! The list is text, and is read when somebody asks. As tables of strings it would be tables of addresses, which a program that may lie
-//! anywhere has to put right before it begins: memory of its own in every husk, also where nobody scrapes.
+//! The list is text, and is read when somebody asks. As tables of strings it would be tables of
+//! addresses, which a program that may lie anywhere has to put right before it begins: memory of
+//! its own in every husk, also where nobody scrapes.
 
 /// What a figure can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,7 +19,8 @@ pub struct Vcpu {
     pub halted: Option<Duration>,
 }
 
-/// What RAM a guest has, beside the blocks of virtio-mem and less the balloon: these are devices, and count by themselves.
+/// What RAM a guest has, beside the blocks of virtio-mem and less the balloon: these are devices,
+/// and count by themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ram {
     /// RAM of the start.

@@ -8,8 +8,10 @@
 //! | `calls.rs` | what clients have asked |
 //! | `exposition.rs` | all of it as text |
 //!
-//! Nothing is registered, and nothing is kept for the next scrape but open files: a process that nobody scrapes pays for counting alone.
-//! The machine's owner hands over plain numbers, for which it takes no lock that a vCPU may want; the thread of the API, which reads `/proc`, writes the text.
+//! Nothing is registered, and nothing is kept for the next scrape but open files: a process that
+//! nobody scrapes pays for counting alone. The machine's owner hands over plain numbers, for which
+//! it takes no lock that a vCPU may want; the thread of the API, which reads `/proc`, writes the
+//! text.
 
 mod calls;
 mod exposition;

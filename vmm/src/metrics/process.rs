@@ -1,7 +1,8 @@
-//! What the kernel knows of this process (proc(5)), under the names that Kata's shim gives the figures of a hypervisor, so that dashboards
-//! made for those go on working.
+//! What the kernel knows of this process (proc(5)), under the names that Kata's shim gives the
+//! figures of a hypervisor, so that dashboards made for those go on working.
 //!
-//! The files are opened by the machine's owner at the first scrape, and read by the thread of the API, which may open nothing.
+//! The files are opened by the machine's owner at the first scrape, and read by the thread of the
+//! API, which may open nothing.
 
 use std::fs::File;
 use std::io;

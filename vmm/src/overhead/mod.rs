@@ -1,5 +1,6 @@
-//! What a pod costs beside its guest's memory, measured: VMs are started as Kata starts them, each with its file server, and once they have come to rest
-//! the kernel is asked what each process has for itself alone.
+//! What a pod costs beside its guest's memory, measured: VMs are started as Kata starts them, each
+//! with its file server, and once they have come to rest the kernel is asked what each process has
+//! for itself alone.
 //!
 //! | part | where from |
 //! |---|---|
@@ -8,8 +9,9 @@
 //! | KVM | what `SecPageTables` of `/proc/meminfo` has grown by, over the number of VMs: nested page tables, which have no owner there; Linux 6.0 |
 //! | Kata's shim | the same of the largest `containerd-shim-kata-v2` that runs on this host, or as given |
 //!
-//! What all VMs share, the program's text, is no single pod's. No shim drives these VMs: without one beside them, and without a figure, nothing is
-//! measured, since a sum without it kills pods whose cgroup has the shim in it.
+//! What all VMs share, the program's text, is no single pod's. No shim drives these VMs: without
+//! one beside them, and without a figure, nothing is measured, since a sum without it kills pods
+//! whose cgroup has the shim in it.
 
 mod pods;
 mod smaps;
@@ -143,11 +145,13 @@ pub struct Measured {
     kvm_bytes: Option<u64>,
 }
 
-/// Measures. Everything that was started has ended when this returns, which it does early when the process is asked to end.
+/// Measures. Everything that was started has ended when this returns, which it does early when the
+/// process is asked to end.
 ///
 /// # Errors
 ///
-/// Nothing is known of Kata's shim, a VM did not start or ended, figures did not come to rest, or a signal asked for the end.
+/// Nothing is known of Kata's shim, a VM did not start or ended, figures did not come to rest, or a
+/// signal asked for the end.
 pub fn measure(options: &Options) -> Result<Measured, MeasureError> {
     let shim = Shim::of(options)?;
     crate::fatal::note_when_asked();

@@ -41,7 +41,8 @@ const SHIM: &str = "containerd-shim-kata-v2";
 /// How long the kernel has to walk the mappings of others' processes.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// What each of Kata's shims that run here has, as far as they may be looked into, and the kernel does not make whoever looks wait.
+/// What each of Kata's shims that run here has, as far as they may be looked into, and the kernel
+/// does not make whoever looks wait.
 pub(super) fn shims() -> Vec<Share> {
     let shims = running(Path::new("/proc"), SHIM);
     let shims = shims.into_iter().map(|pid| (pid, pid)).collect();
@@ -49,7 +50,8 @@ pub(super) fn shims() -> Vec<Share> {
     shares.into_iter().flatten().flatten().collect()
 }
 
-/// The processes in the folder `proc` whose program is called `name`, one that has been replaced since included (proc_pid_exe(5)).
+/// The processes in the folder `proc` whose program is called `name`, one that has been replaced
+/// since included (proc_pid_exe(5)).
 fn running(proc: &Path, name: &str) -> Vec<u32> {
     let entries = fs::read_dir(proc).into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

@@ -1,4 +1,5 @@
-//! What clients keep in husk about a pod while it runs: what it has without its containers, and what each of those asks for.
+//! What clients keep in husk about a pod while it runs: what it has without its containers, and
+//! what each of those asks for.
 //!
 //! It is in `vm.containers`, which husk does not read. `husk run --pod` begins it for a sandbox whose
 //! workload is announced.

@@ -1,9 +1,10 @@
 //! Pods and containers as the OCI describes them, and what they come to on this host.
 //!
-//! A `config.json` ([`Spec`]) says what it needs in `linux.resources` and in annotations; a node's [`Policy`] says
-//! which annotations it honours, and the [`Node`] itself how much there is. [`Pod`] is the VM that a sandbox boots
-//! with; containers that come later are `husk ctl`'s (`crate::ctl`), which notes them in a [`PodContainers`]. The rules of sizes
-//! are those of [`husk_hotplug::sizing`].
+//! A `config.json` ([`Spec`]) says what it needs in `linux.resources` and in annotations; a node's
+//! [`Policy`] says which annotations it honours, and the [`Node`] itself how much there is. [`Pod`]
+//! is the VM that a sandbox boots with; containers that come later are `husk ctl`'s (`crate::ctl`),
+//! which notes them in a [`PodContainers`]. The rules of sizes are those of
+//! [`husk_hotplug::sizing`].
 
 mod boot;
 mod containers;

@@ -17,7 +17,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// The host whose files lie under `root`. What they do not say is taken to be without limit: it is for the kernel to refuse then.
+    /// The host whose files lie under `root`. What they do not say is taken to be without limit: it
+    /// is for the kernel to refuse then.
     pub fn of(root: &Path) -> Self {
         Self {
             vcpus: cpus(root).unwrap_or(u32::MAX),

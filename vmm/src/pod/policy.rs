@@ -11,8 +11,8 @@ pub struct NotEnabled {
     enabled: String,
 }
 
-/// The keys below `io.katacontainers.config.hypervisor.` that pods may use: those in which one of the expressions is found, anywhere,
-/// as Kata has it. All of them without a policy.
+/// The keys below `io.katacontainers.config.hypervisor.` that pods may use: those in which one of
+/// the expressions is found, anywhere, as Kata has it. All of them without a policy.
 #[derive(Clone, Debug, Default)]
 pub struct Policy(Option<Vec<Regex>>);
 

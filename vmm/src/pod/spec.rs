@@ -1,4 +1,5 @@
-//! An OCI `config.json`, as far as it says how large a container or a pod should be (OCI runtime specification, `linux.resources`).
+//! An OCI `config.json`, as far as it says how large a container or a pod should be (OCI runtime
+//! specification, `linux.resources`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -62,7 +63,8 @@ struct Linux {
     resources: Option<LinuxResources>,
 }
 
-/// `linux.resources`, as far as it is about size. Also what is noted of a container, so that a later husk reads it as it was meant.
+/// `linux.resources`, as far as it is about size. Also what is noted of a container, so that a
+/// later husk reads it as it was meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinuxResources {
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,5 +1,5 @@
-//! What somebody who has taken over a thread would try next, tried in a process for each role: the call is not carried out, and the
-//! process ends.
+//! What somebody who has taken over a thread would try next, tried in a process for each role: the
+//! call is not carried out, and the process ends.
 
 #![expect(
     unsafe_code,
@@ -83,7 +83,8 @@ fn address<T>(pointer: *const T) -> libc::c_long {
 
 fn syscall(number: libc::c_long, arguments: [libc::c_long; 3]) -> libc::c_long {
     let [first, second, third] = arguments;
-    // SAFETY: pointers among the arguments are of things that live longer than the call, and as large as the call takes them to be.
+    // SAFETY: pointers among the arguments are of things that live longer than the call, and as
+    // large as the call takes them to be.
     unsafe { libc::syscall(number, first, second, third) }
 }
 

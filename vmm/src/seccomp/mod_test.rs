@@ -185,7 +185,8 @@ fn threads_that_serve_the_guest_open_and_create_nothing() {
             libc::SYS_mprotect,
         ];
         assert_denied(role, &numbers.map(|number| call(number, &[0x3d_0f00])));
-        // The first thread puts a terminal into its raw mode, and takes signals for itself while it is; it removes its devices' sockets.
+        // The first thread puts a terminal into its raw mode, and takes signals for itself while it
+        // is; it removes its devices' sockets.
         if role == Role::EventLoop {
             continue;
         }
@@ -412,8 +413,9 @@ fn without_filter_and_with_one_that_logs_nothing_ends() {
     }
 }
 
-/// System calls that each role may make, some of them with certain arguments only, and instructions of its filter. A start pays for
-/// each: installation costs about 25 µs, and a fifth of one for each instruction.
+/// System calls that each role may make, some of them with certain arguments only, and instructions
+/// of its filter. A start pays for each: installation costs about 25 µs, and a fifth of one for
+/// each instruction.
 const SIZES: [(Role, usize, usize); 20] = [
     (Role::Control, 79, 200),
     (Role::EventLoop, 43, 87),

@@ -1,6 +1,7 @@
 //! Names of system calls, for people who read of one that was denied (Linux arch/x86/entry/syscalls/syscall_64.tbl).
 //!
-//! A run of names is one text: a table of them would be relocated at each start of husk, and is needed once in its life at most.
+//! A run of names is one text: a table of them would be relocated at each start of husk, and is
+//! needed once in its life at most.
 
 /// Runs of calls, each with the number of its first.
 macro_rules! runs {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 /// An argument that a call is allowed with.
 ///
-/// Only its low 32 bits are looked at: the kernel takes all the arguments that are checked here as 32-bit values, or knows no flag
-/// above them.
+/// Only its low 32 bits are looked at: the kernel takes all the arguments that are checked here as
+/// 32-bit values, or knows no flag above them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Check {
     /// Which argument, from 0.
@@ -86,8 +86,8 @@ impl Test {
     }
 }
 
-/// All of the calls that a thread may make. A call is listed with the ways in which it may be made: lists of tests that must all
-/// hold. An empty list always does.
+/// All of the calls that a thread may make. A call is listed with the ways in which it may be made:
+/// lists of tests that must all hold. An empty list always does.
 #[derive(Debug, Default)]
 pub(super) struct Policy {
     allowed: BTreeMap<u32, Vec<Vec<Test>>>,
@@ -95,7 +95,8 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    /// What any of `groups` allows a thread of process `pid`, less `refused`, which are answered with their error numbers.
+    /// What any of `groups` allows a thread of process `pid`, less `refused`, which are answered
+    /// with their error numbers.
     pub fn new(groups: &[&[Rule]], refused: &[(libc::c_long, libc::c_int)], pid: u32) -> Self {
         let mut policy = Self::default();
         for (call, errno) in refused {

@@ -1,8 +1,10 @@
 //! A policy as the program that the kernel runs on every system call (seccomp(2), `SECCOMP_SET_MODE_FILTER`).
 //!
-//! What a filter costs is its installation: the kernel checks and translates it, then runs it for each of about 900 numbers to
-//! learn which calls are always allowed. A list of comparisons, which is what seccompiler makes of a policy, costs that the square
-//! of its length. This is a binary search over the numbers, four times as cheap to install; the tests hold it against seccompiler's.
+//! What a filter costs is its installation: the kernel checks and translates it, then runs it for
+//! each of about 900 numbers to learn which calls are always allowed. A list of comparisons, which
+//! is what seccompiler makes of a policy, costs that the square of its length. This is a binary
+//! search over the numbers, four times as cheap to install; the tests hold it against
+//! seccompiler's.
 //!
 //! Classic BPF jumps forward only, by at most 255 instructions, so programs are made from their end.
 
@@ -30,7 +32,8 @@ const RETURN: u32 = BPF_RET | BPF_K;
 /// The most system calls that are told apart one after another.
 const CHAIN: u32 = 4;
 
-/// The program that lets pass what `policy` allows, and meets everything else with the action `denied` (`SECCOMP_RET_*`).
+/// The program that lets pass what `policy` allows, and meets everything else with the action
+/// `denied` (`SECCOMP_RET_*`).
 ///
 /// Calls in the form of another architecture end the process: their numbers mean something else.
 pub(super) fn compile(policy: &Policy, denied: u32) -> Vec<sock_filter> {

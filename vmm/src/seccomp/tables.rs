@@ -290,8 +290,8 @@ const VSOCK: &[Rule] = &[
     only(libc::SYS_ioctl, &[one_of(1, &[r::SIOCOUTQ])]),
 ];
 
-/// A device whose rings the kernel serves: lent at the start and after a pause, and taken back. What was the driver's to choose and where
-/// memory is were told before (`SETUP`).
+/// A device whose rings the kernel serves: lent at the start and after a pause, and taken back.
+/// What was the driver's to choose and where memory is were told before (`SETUP`).
 const VHOST: &[Rule] = &[only(
     libc::SYS_ioctl,
     &[one_of(
@@ -318,8 +318,8 @@ const FS: &[Rule] = &[any(libc::SYS_sendmsg), any(libc::SYS_recvfrom), any(libc:
 
 /// A share that husk serves itself: what a file server does. Where its names lead is held by how they are opened.
 const FILES: &[Rule] = &[
-    // Names, always from a descriptor on; nodes that are opened again, by their handle or by what /proc knows of a descriptor. The label
-    // of what is made is written where /proc has it.
+    // Names, always from a descriptor on; nodes that are opened again, by their handle or by what
+    // /proc knows of a descriptor. The label of what is made is written where /proc has it.
     any(libc::SYS_openat),
     any(libc::SYS_openat2),
     any(libc::SYS_name_to_handle_at),
@@ -453,8 +453,9 @@ const NAMESPACES: u32 = n(libc::CLONE_NEWNS
 const SETUP: &[Rule] = &[
     any(libc::SYS_epoll_create1),
     any(libc::SYS_eventfd2),
-    // A disk's ring. A ring carries out its operations past every filter: this one is restricted before it is enabled, and no thread
-    // that looks at what a guest, a client or a back-end sends can make another.
+    // A disk's ring. A ring carries out its operations past every filter: this one is restricted
+    // before it is enabled, and no thread that looks at what a guest, a client or a back-end sends
+    // can make another.
     any(libc::SYS_io_uring_setup),
     any(libc::SYS_io_uring_register),
     only(libc::SYS_madvise, &[one_of(2, &[n(MADV_DONTFORK)])]),
@@ -472,7 +473,8 @@ const EVENT_LOOP: &[Rule] = &[
     any(libc::SYS_epoll_wait),
     any(libc::SYS_epoll_ctl),
     any(libc::SYS_rt_sigaction),
-    // What standard input is: the terminal, or something that is read to its end. An event stands in for what epoll refuses.
+    // What standard input is: the terminal, or something that is read to its end. An event stands
+    // in for what epoll refuses.
     any(libc::SYS_eventfd2),
     any(libc::SYS_fstat),
     any(libc::SYS_newfstatat),

@@ -6,8 +6,8 @@
 //! HUSK_TEST_CALLS=1 cargo lab test --guests-only kinds | sed -n 's/^call: //p' | sort -u - vmm/src/seccomp/used.txt
 //! ```
 //!
-//! What a share's threads make (`files`), and the first thread when it opens a folder, was seen under strace in `machine/fs_test.rs`, which
-//! asks for everything that FUSE has.
+//! What a share's threads make (`files`), and the first thread when it opens a folder, was seen
+//! under strace in `machine/fs_test.rs`, which asks for everything that FUSE has.
 
 use std::collections::BTreeSet;
 

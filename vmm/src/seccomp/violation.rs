@@ -1,8 +1,8 @@
 //! The end of a process that made a call which its filter does not allow.
 //!
-//! The call has not been carried out when the kernel sends SIGSYS (seccomp(2), `SECCOMP_RET_TRAP`). The handler of signals
-//! ([`fatal`](crate::fatal)) has what was tried said here, and the process ended; whatever else it would do, it would do in a process
-//! that can no longer be trusted.
+//! The call has not been carried out when the kernel sends SIGSYS (seccomp(2), `SECCOMP_RET_TRAP`).
+//! The handler of signals ([`fatal`](crate::fatal)) has what was tried said here, and the process
+//! ended; whatever else it would do, it would do in a process that can no longer be trusted.
 
 #![expect(
     unsafe_code,

@@ -1,10 +1,13 @@
-//! A guest's output on its way to an [`OutputTarget`]: a descriptor, a file, journald or a client, without ever holding up the guest.
+//! A guest's output on its way to an [`OutputTarget`]: a descriptor, a file, journald or a client,
+//! without ever holding up the guest.
 //!
-//! Policy: bytes go out at once while the target takes them. When it has no room (a full pipe, a terminal that was stopped) they wait, up
-//! to [`BACKLOG_BYTES`]; beyond that the newest are refused. When the target fails (`EPIPE`, `EIO`, a full file system) what waits is
-//! dropped and what comes is refused, each time anew: a reader that comes back, or room in the file system, is found by the next
-//! write. Whoever writes counts what is refused; what was taken and is dropped later is added to a counter of the same.
-//! A client that fails has gone, and what waits does so for the next one.
+//! Policy: bytes go out at once while the target takes them. When it has no room (a full pipe, a
+//! terminal that was stopped) they wait, up to [`BACKLOG_BYTES`]; beyond that the newest are
+//! refused. When the target fails (`EPIPE`, `EIO`, a full file system) what waits is dropped and
+//! what comes is refused, each time anew: a reader that comes back, or room in the file system, is
+//! found by the next write. Whoever writes counts what is refused; what was taken and is dropped
+//! later is added to a counter of the same. A client that fails has gone, and what waits does so
+//! for the next one.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -133,8 +136,8 @@ impl BufferedOutput {
         lock(&self.0.state)
     }
 
-    /// As `locked`, but for `deadline`: whoever ends the process does not depend on a thread that may be in the middle of
-    /// a write.
+    /// As `locked`, but for `deadline`: whoever ends the process does not depend on a thread that
+    /// may be in the middle of a write.
     fn locked_by(&self, deadline: Instant) -> Option<MutexGuard<'_, State>> {
         loop {
             match self.0.state.try_lock() {

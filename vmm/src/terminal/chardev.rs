@@ -8,8 +8,8 @@
 //! | a client that comes while there is one | is the new one's; the other is hung up on | likewise |
 //! | nobody, at a pseudo-terminal | waits in the terminal, then in the output: husk keeps both ends, so that whoever goes hangs nothing up | |
 //!
-//! Nothing here waits. What is typed waits in [`TYPED_BYTES`] until the guest has room, and behind that with whoever types. For the main
-//! thread; the output alone is written to by others.
+//! Nothing here waits. What is typed waits in [`TYPED_BYTES`] until the guest has room, and behind
+//! that with whoever types. For the main thread; the output alone is written to by others.
 
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
@@ -51,7 +51,8 @@ const SOURCE: u64 = 1;
 /// The two ends of a port that others attach to, and what has been typed.
 #[derive(Debug)]
 pub struct Chardev {
-    /// Readable when [`Chardev::serve`] has something to do. Goes first: whoever waits for it hears nothing more, however long the rest takes.
+    /// Readable when [`Chardev::serve`] has something to do. Goes first: whoever waits for it hears
+    /// nothing more, however long the rest takes.
     epoll: Epoll,
     kind: ChardevKind,
     /// Where the client's keys come from: it, or the terminal's master.
@@ -168,8 +169,9 @@ impl Chardev {
         }
     }
 
-    /// Serves a piece of what has come, and has `press` type it into the guest, which says how many bytes there was room for. Whether
-    /// this is to be called again soon, although the descriptor may not be readable then.
+    /// Serves a piece of what has come, and has `press` type it into the guest, which says how many
+    /// bytes there was room for. Whether this is to be called again soon, although the descriptor
+    /// may not be readable then.
     pub fn serve(&mut self, press: impl FnOnce(&[u8]) -> usize) -> bool {
         // A client that could not be taken still waits to be accepted.
         let heard = self.accept_clients().is_ok();
@@ -247,8 +249,8 @@ impl Chardev {
         Ok(())
     }
 
-    /// Waits for keys as long as there is room for them. A client of whom nothing is waited for cannot be in the set: its end would be told
-    /// again and again.
+    /// Waits for keys as long as there is room for them. A client of whom nothing is waited for
+    /// cannot be in the set: its end would be told again and again.
     fn watch_keys(&mut self) {
         let Some(source) = &self.source else { return };
         let full = self.typed.len() >= TYPED_BYTES;
@@ -305,7 +307,8 @@ impl Chardev {
         matches!(self.kind, ChardevKind::Socket { open: false, .. })
     }
 
-    /// Hears of none until [`Chardev::serve`] is called again: the one that cannot be taken stays in the backlog of the socket.
+    /// Hears of none until [`Chardev::serve`] is called again: the one that cannot be taken stays
+    /// in the backlog of the socket.
     fn refuse_clients(&mut self) {
         if let ChardevKind::Socket { listener, open, .. } = &mut self.kind {
             let fd = listener.as_raw_fd();

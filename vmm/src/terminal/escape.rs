@@ -18,7 +18,8 @@ pub struct Escape {
 }
 
 impl Escape {
-    /// Appends to `out` what of `input` is for the guest. `Some` when the sequence was found; the rest of `input` is then dropped.
+    /// Appends to `out` what of `input` is for the guest. `Some` when the sequence was found; the
+    /// rest of `input` is then dropped.
     pub fn feed(&mut self, input: &[u8], out: &mut Vec<u8>) -> Option<Quit> {
         for byte in input.iter().copied() {
             match (self.after_prefix, byte) {

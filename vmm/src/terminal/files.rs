@@ -28,8 +28,8 @@ pub struct Files {
 }
 
 impl Files {
-    /// Opens `path`, emptied, and `keep` more beside it, each to be of `limit` bytes at most and none of `protected`. Those
-    /// that are made have the permissions `mode`.
+    /// Opens `path`, emptied, and `keep` more beside it, each to be of `limit` bytes at most and
+    /// none of `protected`. Those that are made have the permissions `mode`.
     ///
     /// # Errors
     /// One of them is no regular file, or one of `protected`, or cannot be written to. None has been emptied then.

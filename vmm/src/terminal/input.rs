@@ -1,7 +1,8 @@
 //! Keys and bytes for the guest, from standard input.
 //!
-//! Others have the same open file description, and may take what epoll has told of: a read says for itself that it does not wait
-//! (`RWF_NOWAIT`), or where that is not known (a terminal) asks once more right before it.
+//! Others have the same open file description, and may take what epoll has told of: a read says for
+//! itself that it does not wait (`RWF_NOWAIT`), or where that is not known (a terminal) asks once
+//! more right before it.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, IsTerminal, Read};
@@ -70,8 +71,9 @@ impl Input {
         self.escape.is_some()
     }
 
-    /// Appends at most `room` bytes for the guest to `out`. Call it when the descriptor is readable; with no `room` nothing is read.
-    /// May append one byte more when a lone Ctrl-A had been held back.
+    /// Appends at most `room` bytes for the guest to `out`. Call it when the descriptor is
+    /// readable; with no `room` nothing is read. May append one byte more when a lone Ctrl-A had
+    /// been held back.
     pub fn read(&mut self, room: usize, out: &mut Vec<u8>) -> Arrival {
         let mut buffer = [0; CHUNK];
         let Some(buffer) = buffer.get_mut(..room.min(CHUNK)).filter(|buffer| !buffer.is_empty()) else {

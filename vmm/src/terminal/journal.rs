@@ -1,7 +1,8 @@
 //! A guest's output as entries of journald, a line each.
 //!
-//! They are the guest's words: control characters are spaces, lines are cut at [`LINE_BYTES`], and of more than [`MAX_LINES`] in [`WINDOW`] the rest is
-//! counted, so that a guest cannot push the log of others out of the journal. Nothing waits: a line for which journald has no room stays
+//! They are the guest's words: control characters are spaces, lines are cut at [`LINE_BYTES`], and
+//! of more than [`MAX_LINES`] in [`WINDOW`] the rest is counted, so that a guest cannot push the
+//! log of others out of the journal. Nothing waits: a line for which journald has no room stays
 //! with whoever writes.
 
 use std::fmt::{self, Write as _};

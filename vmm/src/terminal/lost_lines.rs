@@ -1,9 +1,10 @@
 //! Lines for a reader that may have no room: which of them are lost, and what the next one has to tell of those.
 //!
 //! A line that is lost is counted, and the number goes out with a later one: in a line of its own
-//! ([`PendingLines::push_notice`]) or in the later line itself ([`PendingLines::push`]). A line of which only a part was
-//! written is ended before anything else is. A loss counts as told only when the bytes that tell of it have been
-//! written: a notice or an end of line that could not be written is to be written again, and is no lost line.
+//! ([`PendingLines::push_notice`]) or in the later line itself ([`PendingLines::push`]). A line of
+//! which only a part was written is ended before anything else is. A loss counts as told only when
+//! the bytes that tell of it have been written: a notice or an end of line that could not be
+//! written is to be written again, and is no lost line.
 
 use std::collections::VecDeque;
 use std::io;
@@ -56,7 +57,8 @@ impl LostLines {
         }
     }
 
-    /// As [`LostLines::take`], for what has no torn lines: the number of those that were lost and have not been told of.
+    /// As [`LostLines::take`], for what has no torn lines: the number of those that were lost and
+    /// have not been told of.
     pub fn take_lost(&self) -> u64 {
         self.lost.swap(0, Ordering::Relaxed)
     }

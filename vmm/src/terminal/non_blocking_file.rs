@@ -7,10 +7,12 @@
 //! | a terminal, another character device | as it is | `WouldBlock` |
 //! | a directory, a socket, a block device | not at all | |
 //!
-//! What husk was started with is shared with other processes, which `O_NONBLOCK` would hit too, and which can clear it: its flags are
-//! neither changed nor relied on. A terminal or pipe is opened a second time instead. A socket, or a pipe that cannot be, is told with
-//! each write that this one does not wait (`RWF_NOWAIT`). The master of a pseudo-terminal, which the Go shim gives as standard output,
-//! knows neither: opened again it would be another one. It is asked first, and its answer is good for one byte.
+//! What husk was started with is shared with other processes, which `O_NONBLOCK` would hit too, and
+//! which can clear it: its flags are neither changed nor relied on. A terminal or pipe is opened a
+//! second time instead. A socket, or a pipe that cannot be, is told with each write that this one
+//! does not wait (`RWF_NOWAIT`). The master of a pseudo-terminal, which the Go shim gives as
+//! standard output, knows neither: opened again it would be another one. It is asked first, and its
+//! answer is good for one byte.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, IoSlice, IsTerminal, Write};
@@ -78,7 +80,8 @@ pub struct NonBlockingFile {
 }
 
 impl NonBlockingFile {
-    /// Opens what is at `path`, a regular file emptied unless it is one of `protected`, or made with the permissions `mode`.
+    /// Opens what is at `path`, a regular file emptied unless it is one of `protected`, or made
+    /// with the permissions `mode`.
     ///
     /// # Errors
     /// Nothing can be written there.
@@ -237,8 +240,8 @@ impl NonBlockingFile {
         (&self.file).write(bytes)
     }
 
-    /// Writes all of `bytes`, and waits for room up to `limit`, and for a thread that writes them. For a process that has
-    /// nothing else to do any more.
+    /// Writes all of `bytes`, and waits for room up to `limit`, and for a thread that writes them.
+    /// For a process that has nothing else to do any more.
     ///
     /// # Errors
     /// `TimedOut` when there was no room for the rest, or it is not written; what the host says otherwise.

@@ -1,5 +1,5 @@
-//! The outputs of a process: its own standard output, and what the user names by a path. One descriptor tells that one of them can
-//! go on.
+//! The outputs of a process: its own standard output, and what the user names by a path. One
+//! descriptor tells that one of them can go on.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -40,8 +40,8 @@ struct Others {
     /// Those that write to one file each: two ports with the same one share its thread, so that each of their writes
     /// stands where it came.
     files: Mutex<Vec<(FileId, Weak<WriterThread>)>>,
-    /// Those that ports have, and those of ports that are gone for which bytes still wait. No vCPU locks it; the outputs' own locks are
-    /// taken under it.
+    /// Those that ports have, and those of ports that are gone for which bytes still wait. No vCPU
+    /// locks it; the outputs' own locks are taken under it.
     ports: Mutex<Vec<BufferedOutput>>,
 }
 
@@ -54,8 +54,9 @@ pub struct PortOutput {
 }
 
 impl ProcessOutputs {
-    /// Takes standard output. When it is closed, everything is refused. None of `protected` is emptied for a port. Files, which
-    /// standard output may be too, are written by threads that are confined as `seccomp` says.
+    /// Takes standard output. When it is closed, everything is refused. None of `protected` is
+    /// emptied for a port. Files, which standard output may be too, are written by threads that are
+    /// confined as `seccomp` says.
     ///
     /// # Errors
     /// What the host says when it has no descriptor or thread left.
@@ -111,7 +112,8 @@ impl ProcessOutputs {
         Ok(self.port_to(target, vec![file])?)
     }
 
-    /// As [`ProcessOutputs::open`], for a regular file that is never larger than `limit` bytes, and `keep` more beside it that are used in turn.
+    /// As [`ProcessOutputs::open`], for a regular file that is never larger than `limit` bytes, and
+    /// `keep` more beside it that are used in turn.
     ///
     /// # Errors
     /// One of them is no regular file, or one that husk writes to itself, or cannot be written to.

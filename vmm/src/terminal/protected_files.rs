@@ -1,4 +1,5 @@
-//! The files that husk writes for itself: a guest's output may go there as well, but for events, and must not empty them.
+//! The files that husk writes for itself: a guest's output may go there as well, but for events,
+//! and must not empty them.
 
 use std::fs::{File, Metadata};
 use std::io;

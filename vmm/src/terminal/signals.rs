@@ -51,12 +51,13 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Diverts the signals of the whole process, from now until it ends: a signal that arrives while husk is already on its way out
-    /// must not cut that short. To be called before any thread is started, because threads inherit the mask.
+    /// Diverts the signals of the whole process, from now until it ends: a signal that arrives
+    /// while husk is already on its way out must not cut that short. To be called before any thread
+    /// is started, because threads inherit the mask.
     ///
-    /// A signal that the parent had ignored (`nohup`, a shell's `&`) stays ignored, but for SIGTERM: Kata's Rust shim ignores that for
-    /// itself and its children inherit it, and a VM that cannot be asked to end can only be killed. A blocked signal waits even if it is
-    /// ignored.
+    /// A signal that the parent had ignored (`nohup`, a shell's `&`) stays ignored, but for
+    /// SIGTERM: Kata's Rust shim ignores that for itself and its children inherit it, and a VM that
+    /// cannot be asked to end can only be killed. A blocked signal waits even if it is ignored.
     ///
     /// # Errors
     /// What the host says.
@@ -85,8 +86,9 @@ impl Signals {
         Ok(Self { file })
     }
 
-    /// Has the signals wait for [`Signals::new`]: one that comes before there is a descriptor for it ends nothing. Takes no descriptor
-    /// itself, so that the numbers of those that were passed to this process are still theirs.
+    /// Has the signals wait for [`Signals::new`]: one that comes before there is a descriptor for
+    /// it ends nothing. Takes no descriptor itself, so that the numbers of those that were passed
+    /// to this process are still theirs.
     ///
     /// # Errors
     /// What the host says.

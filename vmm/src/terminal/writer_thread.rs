@@ -1,9 +1,10 @@
 //! A thread that writes to a regular file, so that nobody else waits for its file system.
 //!
-//! Nothing tells whether a regular file takes a write at once: on a network file system whose server is away, a FUSE file
-//! system whose process has stopped or a volume that is frozen, write(2) returns when that is over, perhaps never. So
-//! what goes to a file goes into a pipe, which is full or not, and a thread writes it from there. A pipe has room and no
-//! room as every other output has, and whoever has something to write does with it as with those.
+//! Nothing tells whether a regular file takes a write at once: on a network file system whose
+//! server is away, a FUSE file system whose process has stopped or a volume that is frozen,
+//! write(2) returns when that is over, perhaps never. So what goes to a file goes into a pipe,
+//! which is full or not, and a thread writes it from there. A pipe has room and no room as every
+//! other output has, and whoever has something to write does with it as with those.
 //!
 //! The thread writes bytes in the order in which the pipe took them, and ends when the [`WriterThread`] is dropped and
 //! everything is written. What the file does not take is lost and counted. One file, one thread: another file's file
@@ -200,8 +201,8 @@ impl WriteProgress {
         told.notices = told.notices.saturating_add(notices);
     }
 
-    /// Takes the number of lines that were lost since it was asked for last. A file that fails does so for all that is on
-    /// its way: what was told meanwhile is to be told again.
+    /// Takes the number of lines that were lost since it was asked for last. A file that fails does
+    /// so for all that is on its way: what was told meanwhile is to be told again.
     pub fn take_unwritten(&self) -> UnwrittenLines {
         let mut told = lock(&self.0.told);
         let is_done = self.is_done_to(self.taken());

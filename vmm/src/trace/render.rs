@@ -11,8 +11,8 @@ use super::{Log, Trace, Track};
 const TABLE_GUEST_MARKS: usize = 16;
 
 impl Trace {
-    /// Writes the trace event format that `chrome://tracing` and Perfetto read ("Trace Event Format", JSON object form). Writes an
-    /// empty trace when off.
+    /// Writes the trace event format that `chrome://tracing` and Perfetto read ("Trace Event
+    /// Format", JSON object form). Writes an empty trace when off.
     ///
     /// # Errors
     /// What writing to `out` says.
@@ -25,7 +25,8 @@ impl Trace {
         writeln!(out)
     }
 
-    /// The phases in the order in which they began, then the guest's marks, one a line, in milliseconds since exec. Empty when off.
+    /// The phases in the order in which they began, then the guest's marks, one a line, in
+    /// milliseconds since exec. Empty when off.
     pub fn table(&self) -> String {
         self.0
             .as_ref()

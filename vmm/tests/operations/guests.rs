@@ -20,13 +20,14 @@ pub(crate) fn store(code: &mut Vec<u8>, gpa: u32, value: &[u8]) {
     code.extend(value);
 }
 
-/// A guest that starts the device in PCI slot 1 with its first queue, as a driver does (virtio 1.2 §3.1.1), says so on the serial port,
-/// and halts.
+/// A guest that starts the device in PCI slot 1 with its first queue, as a driver does (virtio 1.2
+/// §3.1.1), says so on the serial port, and halts.
 pub(crate) fn kernel(folder: &Path) -> Value {
     kernel_that(folder, &husk_benches::code(husk_benches::GuestAction::Halt))
 }
 
-/// A guest that starts that device, and lets go of whatever it is told to (`hotplug/src/bank.rs`): it asks all the time.
+/// A guest that starts that device, and lets go of whatever it is told to (`hotplug/src/bank.rs`):
+/// it asks all the time.
 pub(crate) fn ejecting_kernel(folder: &Path) -> Value {
     let eject = [
         &[0xa1, 0x00, 0x10, 0xb0, 0xfe][..], // mov eax, [TAKE]

@@ -1,5 +1,5 @@
-//! Commands that take their time, on a guest of a few instructions: what is served meanwhile, and how a thread that never stops is
-//! survived. Needs `/dev/kvm`.
+//! Commands that take their time, on a guest of a few instructions: what is served meanwhile, and
+//! how a thread that never stops is survived. Needs `/dev/kvm`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use crate::guests::{DONE, booted, done, state, thread_names, thread_of, vm};
 use crate::process::{Client, Husk, Signal, has_kvm};
 
-/// husk whose guest runs, the client that waits for a share `a` to be added whose back-end is connected to and says nothing, and one more.
+/// husk whose guest runs, the client that waits for a share `a` to be added whose back-end is
+/// connected to and says nothing, and one more.
 fn adding(options: &[&str]) -> (Husk, Client, Client, UnixListener) {
     let husk = Husk::start(options);
     let socket = husk.folder.path().join("fs");

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use crate::guests::{DONE, booted, done, vm};
 use crate::process::{Client, HUSK, Husk, has_kvm};
 
-/// A folder that has gone from the host, and RAM that has grown, are none of a new disk's affair; and the next boot has room for what there is.
+/// A folder that has gone from the host, and RAM that has grown, are none of a new disk's affair;
+/// and the next boot has room for what there is.
 #[test]
 fn a_disk_comes_whatever_has_become_of_the_rest_of_the_vm_and_the_next_guest_was_asked_for_nothing() {
     if !has_kvm() {

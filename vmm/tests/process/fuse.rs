@@ -90,7 +90,8 @@ impl SlowFiles {
         self.folder.path()
     }
 
-    /// Does not answer the next request of this kind until what is returned is dropped: before the process that waits for it, which could not end.
+    /// Does not answer the next request of this kind until what is returned is dropped: before the
+    /// process that waits for it, which could not end.
     pub fn hang(&self, opcode: u32) -> Hanging<'_> {
         self.silence.lock().unwrap().of = Some(opcode);
         Hanging(self)

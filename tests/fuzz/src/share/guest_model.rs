@@ -1,4 +1,5 @@
-//! What a guest knows of a share: which nodes it was given how often, what it has open, and what must be in the files that it made itself.
+//! What a guest knows of a share: which nodes it was given how often, what it has open, and what
+//! must be in the files that it made itself.
 
 use std::collections::BTreeMap;
 

@@ -38,7 +38,8 @@ pub fn run(command: &[String], input: String) -> Result<Reply> {
     let spawned = prepare(command)?.spawn();
     let mut child = spawned.with_context(|| format!("cannot start {command:?}"))?;
     if let Some(mut pipe) = child.stdin.take() {
-        // Beside the reading: a program may write before it has read everything. That it does not read at all is its own business.
+        // Beside the reading: a program may write before it has read everything. That it does not
+        // read at all is its own business.
         thread::spawn(move || pipe.write_all(input.as_bytes()));
     }
     let output = child.wait_with_output().with_context(|| format!("lost {command:?}"))?;

@@ -27,8 +27,9 @@ pub fn map(path: &str, seed: u64, bytes: u64, shared: bool) -> Result<Reply> {
     })
 }
 
-/// `threads` threads do `rounds` rounds each in the folder `path`: a new file renamed over one that all others read and must find
-/// whole, and a number counted up under a lock. The number in the end.
+/// `threads` threads do `rounds` rounds each in the folder `path`: a new file renamed over one that
+/// all others read and must find whole, and a number counted up under a lock. The number in the
+/// end.
 pub fn storm(path: &str, threads: u64, rounds: u64) -> Result<Reply> {
     let folder = Path::new(path);
     File::create(folder.join("counter"))?;

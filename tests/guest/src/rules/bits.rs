@@ -204,7 +204,8 @@ pub fn add(cases: &mut Cases) {
 
 const CAPABILITY: &str = "security.capability";
 
-/// A file that anybody may write and that has a capability: `CAP_NET_RAW` permitted (`struct vfs_cap_data`, linux/capability.h).
+/// A file that anybody may write and that has a capability: `CAP_NET_RAW` permitted (`struct
+/// vfs_cap_data`, linux/capability.h).
 fn with_capability() -> Did {
     create("x", 0o777)?;
     let mut value = [0; 20];

@@ -126,8 +126,8 @@ const THEN: (i64, i64) = (1000, 5);
 
 type Stamps = (&'static str, [(i64, i64); 2], [&'static str; 3]);
 
-/// What is set by utimensat on a file with the mode 0642, and what the owner, a member of the group, who may read, and another, who may
-/// write, are answered.
+/// What is set by utimensat on a file with the mode 0642, and what the owner, a member of the
+/// group, who may read, and another, who may write, are answered.
 const UTIMENS: [Stamps; 5] = [
     ("both to now", [NOW, NOW], ["ok", "EACCES", "ok"]),
     ("both to a time", [THEN, THEN], ["ok", "EPERM", "EPERM"]),

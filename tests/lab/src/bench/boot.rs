@@ -18,7 +18,8 @@ use crate::archive::Archive;
 use crate::kernel::HOST_KERNEL;
 use crate::paths::{self, Lab};
 
-/// When a run is taken to hang, in virtual time: ten times what the slowest subject takes. A guest that waits gets there at once.
+/// When a run is taken to hang, in virtual time: ten times what the slowest subject takes. A guest
+/// that waits gets there at once.
 const LIMIT: Duration = Duration::from_secs(30);
 
 const MEMORY_MIB: u32 = 512;
@@ -79,8 +80,8 @@ pub fn sample_with(subject: &Subject, scratch: &Path, room: Option<Room>) -> Res
     Ok((life.mark.as_secs_f64() * 1e3, life.exit.as_secs_f64() * 1e3))
 }
 
-/// The same guest for all, but for its end. Firecracker has no ACPI S5 and ends on a reset; Cloud Hypervisor boots its guest
-/// again on a reset and ends on S5 only.
+/// The same guest for all, but for its end. Firecracker has no ACPI S5 and ends on a reset; Cloud
+/// Hypervisor boots its guest again on a reset and ends on S5 only.
 fn guest(kind: Kind) -> Guest {
     let last = match kind {
         Kind::Firecracker => Step::Reset,

@@ -1,5 +1,6 @@
-//! Guests that the emulation has broken so that their kernel panics, or sleeps for ever: their lives are done again with other ones
-//! (`docs/adr/0015-one-thread-per-emulated-host.md`). Those that only spin are seen from outside ([`crate::stall`]).
+//! Guests that the emulation has broken so that their kernel panics, or sleeps for ever: their
+//! lives are done again with other ones (`docs/adr/0015-one-thread-per-emulated-host.md`). Those
+//! that only spin are seen from outside ([`crate::stall`]).
 
 use std::error::Error;
 use std::fmt;
@@ -12,12 +13,13 @@ use husk_tests::processor_time::{processor_ticks, stat_of};
 
 use super::work_queue::{GUESTS, Life};
 
-/// By how much a life begins later for each guest that was given up before it. Counted time repeats itself, so without that the next
-/// guest would break just as the last one. Its multiples fall everywhere between two ticks of the host's clock.
+/// By how much a life begins later for each guest that was given up before it. Counted time repeats
+/// itself, so without that the next guest would break just as the last one. Its multiples fall
+/// everywhere between two ticks of the host's clock.
 const SHIFT: Duration = Duration::from_micros(1700);
 
-/// For how long it is looked whether a process does something, and what one takes of a processor, in ticks, that only waits: a VMM's
-/// own timers, of which there are a few a second.
+/// For how long it is looked whether a process does something, and what one takes of a processor,
+/// in ticks, that only waits: a VMM's own timers, of which there are a few a second.
 const LOOK: Duration = Duration::from_secs(2);
 const SLEEPERS_TICKS: u64 = 4;
 
@@ -68,8 +70,8 @@ impl fmt::Display for GuestFailure {
 
 impl Error for GuestFailure {}
 
-/// Does `once` for `life`, and does it again with another guest when its guest was broken: `broken` hears why. `given_up` guests were
-/// before this one.
+/// Does `once` for `life`, and does it again with another guest when its guest was broken: `broken`
+/// hears why. `given_up` guests were before this one.
 ///
 /// # Errors
 ///

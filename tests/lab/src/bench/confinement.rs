@@ -1,5 +1,5 @@
-//! Whether the threads of a subject are confined while its guest runs, so that figures compare like with like: seccomp costs time and
-//! memory, and a filter may be there and allow everything.
+//! Whether the threads of a subject are confined while its guest runs, so that figures compare like
+//! with like: seccomp costs time and memory, and a filter may be there and allow everything.
 //!
 //! The kernel says for each thread whether it has filters and how many (`/proc/PID/task/TID/status`, Linux
 //! `Documentation/filesystems/proc.rst`). What they do it shows to root alone (ptrace(2), `PTRACE_SECCOMP_GET_FILTER`).

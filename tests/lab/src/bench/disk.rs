@@ -1,7 +1,9 @@
-//! The profile `block`: a disk that is read and written by guests past their caches, where the clock counts instructions.
+//! The profile `block`: a disk that is read and written by guests past their caches, where the
+//! clock counts instructions.
 //!
-//! The guest measures (`tests/guest/src/measured_disk.rs`). The pages of its file are in the emulated host's memory, so a figure is the work of
-//! guest, VMM and both kernels for a request, and what differs between subjects is the VMM's part and how often it interrupts the guest.
+//! The guest measures (`tests/guest/src/measured_disk.rs`). The pages of its file are in the
+//! emulated host's memory, so a figure is the work of guest, VMM and both kernels for a request,
+//! and what differs between subjects is the VMM's part and how often it interrupts the guest.
 
 use std::fs::File;
 use std::path::Path;
@@ -65,8 +67,9 @@ pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent, chosen: &[String]
 /// One life of `subject` for a part of the profile, in the emulated host.
 pub fn sample(subject: &Subject, scratch: &Path, part: usize) -> Result<Figures> {
     let part = *Part::ALL.get(part).context("no such part")?;
-    // Where this was started there is ext4, which has a file's pages at hand for io_uring, as hosts have it. What is flushed lies in memory: how long
-    // a disk of the emulated host takes is no work of anybody.
+    // Where this was started there is ext4, which has a file's pages at hand for io_uring, as hosts
+    // have it. What is flushed lies in memory: how long a disk of the emulated host takes is no
+    // work of anybody.
     let place = match part {
         Part::Flush => tempfile::tempdir_in(scratch)?,
         Part::Read | Part::Write | Part::Random => tempfile::tempdir_in(std::env::current_dir()?)?,

@@ -1,4 +1,5 @@
-//! What an executable file is: a program of this architecture, and who loads it (ELF-64 Object File Format; gABI chapter 5).
+//! What an executable file is: a program of this architecture, and who loads it (ELF-64 Object File
+//! Format; gABI chapter 5).
 
 use std::fs;
 use std::path::Path;

@@ -11,8 +11,8 @@ const FIGURE_DEFS: [FigureDef<f64>; 1] = [("exit_virtual_ms", "ms", |sample| *sa
 /// What a host of the test is asked for: the numbers of its lives, and how many guests were given up before.
 type Asked = Vec<(Vec<usize>, u32)>;
 
-/// Measures husk and q35 once each and a first time, in hosts that are these shell scripts, one after the other; each has its lives
-/// in `LIVES`. What came of it, and what each host was asked.
+/// Measures husk and q35 once each and a first time, in hosts that are these shell scripts, one
+/// after the other; each has its lives in `LIVES`. What came of it, and what each host was asked.
 fn measured(scripts: &[&str]) -> (Result<()>, Results, Asked) {
     let subjects = [Kind::Husk, Kind::QemuQ35].map(|kind| Subject::new(kind, "/bin/true"));
     let extent = Extent {

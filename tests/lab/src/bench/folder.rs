@@ -1,7 +1,8 @@
 //! The profile `fs`: a folder of the emulated host, used by guests, where the clock counts instructions.
 //!
-//! The guest measures (`tests/guest/src/measured.rs`). One processor does everything there: guest, VMM, file server and both kernels. So
-//! a figure is the work of all of them, and what differs between subjects is the server's part and the way to it.
+//! The guest measures (`tests/guest/src/measured.rs`). One processor does everything there: guest,
+//! VMM, file server and both kernels. So a figure is the work of all of them, and what differs
+//! between subjects is the server's part and the way to it.
 
 use std::fs;
 use std::path::Path;
@@ -23,8 +24,9 @@ use crate::paths::Lab;
 
 /// When a subject is taken to hang, in virtual time.
 const LIMIT: Duration = Duration::from_secs(60);
-/// How often to look whether the guest rests, and how long after it has begun to do so to look at memory: husk gives back what only the way there
-/// needed when a guest has rested for as long as that took.
+/// How often to look whether the guest rests, and how long after it has begun to do so to look at
+/// memory: husk gives back what only the way there needed when a guest has rested for as long as
+/// that took.
 const PACE: Duration = Duration::from_millis(50);
 const SETTLE: Duration = Duration::from_millis(5500);
 

@@ -34,7 +34,8 @@ pub fn read(process: &Path, memory_mib: u32) -> Result<Footprint> {
     })
 }
 
-/// Private pages of every mapping that is not guest RAM: not named so, and, for VMMs that give no name, smaller than half of it.
+/// Private pages of every mapping that is not guest RAM: not named so, and, for VMMs that give no
+/// name, smaller than half of it.
 fn private_kib(smaps: &str, memory_mib: u32) -> u64 {
     let half_of_ram = u64::from(memory_mib) * 1024 / 2;
     let (mut sum, mut ram) = (0, false);

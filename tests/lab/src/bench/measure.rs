@@ -1,7 +1,8 @@
 //! One run of one subject: spawn, mark, exit; and what its memory holds in between.
 //!
-//! The clock is `CLOCK_MONOTONIC` of the process that spawns. The same code runs on the development machine and inside the
-//! emulated host, where, in deterministic mode, that clock counts guest instructions.
+//! The clock is `CLOCK_MONOTONIC` of the process that spawns. The same code runs on the development
+//! machine and inside the emulated host, where, in deterministic mode, that clock counts guest
+//! instructions.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -57,7 +58,8 @@ pub fn life(start: Start, limit: Duration) -> Result<Life> {
     })
 }
 
-/// Runs `start` until its mark, lets it settle, and takes a `look` at its folder below `/proc`. The process is killed afterwards.
+/// Runs `start` until its mark, lets it settle, and takes a `look` at its folder below `/proc`. The
+/// process is killed afterwards.
 ///
 /// # Errors
 ///
@@ -177,8 +179,8 @@ impl Run {
     }
 }
 
-/// Reads to the end, so that nobody waits for a full pipe, and tells when the first mark came. The last bytes read, at most
-/// [`KEPT`] and what came with them.
+/// Reads to the end, so that nobody waits for a full pipe, and tells when the first mark came. The
+/// last bytes read, at most [`KEPT`] and what came with them.
 fn watch(mut output: ChildStdout, mark: &Sender<Instant>) -> Vec<u8> {
     let (mut chunk, mut last) = ([0; 4096], Vec::new());
     let mut marked = false;

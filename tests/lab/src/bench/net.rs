@@ -1,7 +1,8 @@
 //! The profile `net`: a guest and its host talk over a tap, in the emulated host, where the clock counts instructions.
 //!
-//! One processor does everything there: guest, VMM, both kernels, and the programs at both ends. So a figure is the work of all of
-//! them for one unit of traffic, and what differs between subjects is the VMM's part and what it makes the others do.
+//! One processor does everything there: guest, VMM, both kernels, and the programs at both ends. So
+//! a figure is the work of all of them for one unit of traffic, and what differs between subjects
+//! is the VMM's part and what it makes the others do.
 
 use std::net::Ipv4Addr;
 use std::path::Path;

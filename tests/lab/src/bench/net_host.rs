@@ -1,6 +1,7 @@
 //! The host's end of the profile `net`.
 //!
-//! It talks on a thread of its own: a guest that falls silent, or whose VMM dies, must cost one subject and not the whole run.
+//! It talks on a thread of its own: a guest that falls silent, or whose VMM dies, must cost one
+//! subject and not the whole run.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;

@@ -50,8 +50,8 @@ impl<P: Display> InParts<P> {
     }
 }
 
-/// The script of a guest that is told which part of a profile it measures: `commands`, which have it as `$part`, once the guest has come to
-/// rest.
+/// The script of a guest that is told which part of a profile it measures: `commands`, which have
+/// it as `$part`, once the guest has come to rest.
 fn script(commands: &str) -> String {
     format!(
         "set -e\n/init rest >/dev/null\nfor word in $(cat /proc/cmdline); do case $word in {PART}=*) part=${{word#*=}};; esac; done\n{commands}"

@@ -19,7 +19,8 @@ const MEMORY_MIB: u32 = 512;
 /// When a run is taken to hang: thousands of times what it takes.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// From the guest's first instruction to the look at the process: husk gives back what the start needed after a second of quiet.
+/// From the guest's first instruction to the look at the process: husk gives back what the start
+/// needed after a second of quiet.
 const SETTLE: Duration = Duration::from_millis(2000);
 
 /// The disk of the `memory` profile. Nobody reads it.
@@ -43,7 +44,8 @@ pub fn startup(subjects: &[Subject], runs: u32) -> Result<Results> {
     Ok(rounds::summarise("startup", &samples, &figure_defs))
 }
 
-/// What a process holds beside guest RAM, with a serial port, a disk and a random number generator; the floor has no devices.
+/// What a process holds beside guest RAM, with a serial port, a disk and a random number generator;
+/// the floor has no devices.
 ///
 /// # Errors
 ///
@@ -59,8 +61,8 @@ pub fn memory(subjects: &[Subject], runs: u32) -> Result<Results> {
     Ok(rounds::summarise("memory", &samples, &figure_defs))
 }
 
-/// Takes a `look` at the folder below `/proc` of `subject`'s process, with a disk and a random number generator, when its guest has halted
-/// and `settle` has passed.
+/// Takes a `look` at the folder below `/proc` of `subject`'s process, with a disk and a random
+/// number generator, when its guest has halted and `settle` has passed.
 ///
 /// # Errors
 ///

@@ -1,8 +1,10 @@
-//! Taking a program along to the emulated host, which has nothing but what is taken along: its file, and, if it is linked
-//! dynamically, the loader and everything that the loader would load here.
+//! Taking a program along to the emulated host, which has nothing but what is taken along: its
+//! file, and, if it is linked dynamically, the loader and everything that the loader would load
+//! here.
 //!
-//! What cannot be taken along whole is refused here, since there it could only fail: a script, whose words may name anything; a program
-//! whose loader or libraries are not to be found; firmware that is not installed.
+//! What cannot be taken along whole is refused here, since there it could only fail: a script,
+//! whose words may name anything; a program whose loader or libraries are not to be found; firmware
+//! that is not installed.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,8 +1,8 @@
 //! The profile `resize`: how long a running pod waits for processors, memory and disks, in virtual time.
 //!
-//! Every subject is driven as Kata's Rust shim drives one: a request of the API, and when that is answered Kata's agent, which brings
-//! online what has come, and looks again every 50 ms for what is to come. A figure is the time from the request until the guest has what
-//! was asked for.
+//! Every subject is driven as Kata's Rust shim drives one: a request of the API, and when that is
+//! answered Kata's agent, which brings online what has come, and looks again every 50 ms for what
+//! is to come. A figure is the time from the request until the guest has what was asked for.
 
 use std::fs::File;
 use std::path::Path;
@@ -114,8 +114,8 @@ pub fn run(lab: &Lab, subjects: Vec<&Subject>, extent: Extent) -> Result<Results
     session.run(lab)
 }
 
-/// One life of `subject`, in the emulated host: two boots, a pod that is resized, and one that grows in steps. What it cannot do is said,
-/// and costs no other figure.
+/// One life of `subject`, in the emulated host: two boots, a pod that is resized, and one that
+/// grows in steps. What it cannot do is said, and costs no other figure.
 pub fn sample(subject: &Subject, scratch: &Path) -> Result<Latencies> {
     let boot = |what, room| had(subject.kind, what, boot::sample_with(subject, scratch, room)).map(|ms| Some(ms?.0));
     let boot_init_max1 = boot("boot_init_max1", None)?;
@@ -146,7 +146,8 @@ pub fn sample(subject: &Subject, scratch: &Path) -> Result<Latencies> {
 /// What is measured of one pod.
 type Measure = fn(&mut Running, &mut Latencies) -> Result<()>;
 
-/// What `measured` came to, or nothing, which is said in a line, if it cannot be had. A guest that is broken tells nothing of anybody.
+/// What `measured` came to, or nothing, which is said in a line, if it cannot be had. A guest that
+/// is broken tells nothing of anybody.
 fn had<T>(kind: Kind, what: &str, measured: Result<T>) -> Result<Option<T>> {
     match measured {
         Ok(value) => Ok(Some(value)),
@@ -293,7 +294,8 @@ impl Running {
         Ok(ms(start))
     }
 
-    /// Until the host has what the guest had written to and let go, how many KiB those are, and how often vCPUs left the guest for it.
+    /// Until the host has what the guest had written to and let go, how many KiB those are, and how
+    /// often vCPUs left the guest for it.
     fn memory_returned(&mut self) -> Result<[f64; 3]> {
         let (source, target, kind) = ("tmpfs".into(), "/filled".into(), "tmpfs".into());
         self.agent.must(&Call::Mount { source, target, kind })?;

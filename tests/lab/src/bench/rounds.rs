@@ -1,7 +1,7 @@
 //! Interleaved runs: one of each subject in turn, so that whatever else the machine does meets all of them alike.
 //!
-//! A subject also leaves something behind for the next, warm caches or a busy kernel: so each round begins with another subject, and
-//! every other round runs backwards.
+//! A subject also leaves something behind for the next, warm caches or a busy kernel: so each round
+//! begins with another subject, and every other round runs backwards.
 
 use anyhow::Result;
 
@@ -83,8 +83,8 @@ pub fn order(subjects: usize, runs: u32) -> Vec<Turn> {
     (0..=runs).flat_map(round).collect()
 }
 
-/// All turns of a profile that has these parts: each has a round of its own. A profile that is a whole has a first round that does not
-/// count; here the first part warms up what the others use.
+/// All turns of a profile that has these parts: each has a round of its own. A profile that is a
+/// whole has a first round that does not count; here the first part warms up what the others use.
 pub fn order_of_parts(subjects: usize, runs: u32, parts: &[usize]) -> Vec<Turn> {
     if parts.is_empty() {
         return order(subjects, runs);

@@ -53,7 +53,8 @@ pub fn guest(image: &str) -> Guest {
     }
 }
 
-/// Runs `start` until it exits by itself: what the host has done beside it, and what the guest's script has printed, by lines.
+/// Runs `start` until it exits by itself: what the host has done beside it, and what the guest's
+/// script has printed, by lines.
 ///
 /// # Errors
 ///

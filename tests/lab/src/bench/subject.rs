@@ -337,7 +337,8 @@ fn firecracker(command: &mut Command, guest: &Guest, scratch: &Path) -> Result<(
 }
 
 fn qemu(command: &mut Command, guest: &Guest, machine: &str) {
-    // The payload needs no feature of the processor, and a KVM without VMX or SVM refuses MSRs that the host's model has.
+    // The payload needs no feature of the processor, and a KVM without VMX or SVM refuses MSRs that
+    // the host's model has.
     let cpu = if guest.initramfs.is_some() { "host" } else { "base" };
     command.args("-accel kvm -nodefaults -no-user-config -display none -no-reboot -serial stdio -smp 1".split(' '));
     command.args(["-M", machine, "-cpu", cpu, "-m", &guest.memory_mib.to_string()]);

@@ -1,7 +1,8 @@
 //! The profile `vsock`: streams between a program of the emulated host and one of its guest, in virtual time.
 //!
-//! Where the clock counts instructions, throughput says how much work a byte is for guest, VMM and host together, and two runs agree
-//! whatever else this machine does. The measuring is done in there, by this same program.
+//! Where the clock counts instructions, throughput says how much work a byte is for guest, VMM and
+//! host together, and two runs agree whatever else this machine does. The measuring is done in
+//! there, by this same program.
 
 use std::fs;
 use std::io::{Read, Write};

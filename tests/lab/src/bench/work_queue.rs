@@ -63,7 +63,8 @@ pub struct WorkQueue<T> {
 }
 
 impl<T> WorkQueue<T> {
-    /// Nothing done yet, of `runs` lives of each of `kinds` for each of `parts`; without parts, of those and one that does not count.
+    /// Nothing done yet, of `runs` lives of each of `kinds` for each of `parts`; without parts, of
+    /// those and one that does not count.
     pub fn new(kinds: impl IntoIterator<Item = Kind>, runs: u32, parts: &[usize]) -> Self {
         let samples: Vec<_> = kinds.into_iter().map(Samples::none).collect();
         let entry = |turn| Entry {
@@ -129,8 +130,9 @@ impl<T> WorkQueue<T> {
         Some(samples.kind)
     }
 
-    /// The emulated host was lost. The life that was under way is given up with it; if it has cost too much, so is its subject, and
-    /// if hosts do not even come to a life, everything. Whose life it was.
+    /// The emulated host was lost. The life that was under way is given up with it; if it has cost
+    /// too much, so is its subject, and if hosts do not even come to a life, everything. Whose life
+    /// it was.
     pub fn host_lost(&mut self, why: &str) -> Option<Kind> {
         let why = format!("its emulated host {why}");
         let mut kind = None;

@@ -8,8 +8,9 @@ use crate::build;
 use crate::command::{command, find, output};
 use crate::paths::Lab;
 
-/// What libFuzzer is told by (LLVM's *SanitizerCoverage*), and the address sanitizer. It cannot be linked statically, as husk itself is:
-/// these flags take the place of those in `.cargo/config.toml`.
+/// What libFuzzer is told by (LLVM's *SanitizerCoverage*), and the address sanitizer. It cannot be
+/// linked statically, as husk itself is: these flags take the place of those in
+/// `.cargo/config.toml`.
 const FLAGS: [&str; 8] = [
     "--cfg=fuzzing",
     "-Cpasses=sancov-module",

@@ -117,8 +117,9 @@ pub fn available_kib() -> Result<u64> {
     number.context("no MemAvailable in /proc/meminfo")
 }
 
-/// How much memory each pod has cost in the end, in KiB: the median of all slopes between two measurements (Theil 1950, Sen 1968),
-/// which a few outliers do not bend. Negative if there was more in the end.
+/// How much memory each pod has cost in the end, in KiB: the median of all slopes between two
+/// measurements (Theil 1950, Sen 1968), which a few outliers do not bend. Negative if there was
+/// more in the end.
 pub fn cost_per_pod(available: &[u64]) -> f64 {
     let points = || available.iter().zip(0_u32..);
     let slope = |(a, i): (&u64, u32), (b, j): (&u64, u32)| -> f64 {

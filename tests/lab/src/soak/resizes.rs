@@ -1,5 +1,5 @@
-//! One pod that is resized at random while its guest works: both sides have the same after each step, and in the end there is nothing more
-//! than in the beginning.
+//! One pod that is resized at random while its guest works: both sides have the same after each
+//! step, and in the end there is nothing more than in the beginning.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -82,8 +82,9 @@ impl FdBudget {
     }
 }
 
-/// What of the process's `limit` shares may have: all but a quarter or 1024, and so much less, down to a half, that 256 are left for
-/// the rest. A server with all its queues in use takes 150, of which the front-end sends some anew with each reset.
+/// What of the process's `limit` shares may have: all but a quarter or 1024, and so much less, down
+/// to a half, that 256 are left for the rest. A server with all its queues in use takes 150, of
+/// which the front-end sends some anew with each reset.
 fn part_of(limit: usize) -> usize {
     let rest = (limit / 4).min(1024).max((limit / 2).min(256));
     limit.saturating_sub(rest)

@@ -8,10 +8,12 @@
 //! | `trusted.overlay.*`      | to be read; to be changed only if the share says so, else `EPERM`           |
 //! | others                   | `EOPNOTSUPP`                                                               |
 //!
-//! These are names on the host. Where the share has an [`XattrMap`], it says what they are in the guest, and which of them it has.
+//! These are names on the host. Where the share has an [`XattrMap`], it says what they are in the
+//! guest, and which of them it has.
 //!
-//! The host has no call that takes a descriptor which only names a file, so the thread's working directory is `/proc/self/fd` (see
-//! [`super::thread`]), and the name there is the descriptor's number.
+//! The host has no call that takes a descriptor which only names a file, so the thread's working
+//! directory is `/proc/self/fd` (see [`super::thread`]), and the name there is the descriptor's
+//! number.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
@@ -73,7 +75,8 @@ impl Tree {
     /// The name on the host of an attribute that the guest may have read.
     ///
     /// # Errors
-    /// `ENODATA` where the map says that it is not the guest's: so the guest's kernel goes on without, which looks for some by itself.
+    /// `ENODATA` where the map says that it is not the guest's: so the guest's kernel goes on
+    /// without, which looks for some by itself.
     fn readable<'n>(&self, name: &'n CStr) -> Result<Cow<'n, CStr>, Errno> {
         self.host_name(name, |refusal| match refusal {
             Refusal::Bad | Refusal::TooLong => Errno::NODATA,
@@ -81,7 +84,8 @@ impl Tree {
         })
     }
 
-    /// The name on the host of an attribute that the guest may set or remove; `too_long` if the host has no names of that length.
+    /// The name on the host of an attribute that the guest may set or remove; `too_long` if the
+    /// host has no names of that length.
     fn changeable<'n>(&self, name: &'n CStr, too_long: Errno) -> Result<Cow<'n, CStr>, Errno> {
         let name = self.host_name(name, |refusal| match refusal {
             Refusal::Bad => Errno::PERM,
@@ -224,8 +228,9 @@ impl Tree {
         setxattr(Number::of(&*fd).as_c_str(), &*name, value, XattrFlags::empty())
     }
 
-    /// Takes the capabilities of a program from the file that `fd` holds, which is about to be changed or to get another owner. The host's
-    /// kernel does so with its own, and knows nothing of those that a map has under another name.
+    /// Takes the capabilities of a program from the file that `fd` holds, which is about to be
+    /// changed or to get another owner. The host's kernel does so with its own, and knows nothing
+    /// of those that a map has under another name.
     ///
     /// # Errors
     /// The host's, if they are there and stay.
@@ -239,7 +244,8 @@ impl Tree {
         }
         thread::check()?;
         let number = Number::of(fd);
-        // A file seldom has any, and looking holds up nobody who writes. A file that may only be written says that looking is not allowed.
+        // A file seldom has any, and looking holds up nobody who writes. A file that may only be
+        // written says that looking is not allowed.
         if let Err(Errno::NODATA | Errno::OPNOTSUPP) = getxattr_query(number.as_c_str(), &**name) {
             return Ok(());
         }
