@@ -11,7 +11,7 @@ use crate::api::Shim;
 /// The file of a pod's events.
 pub(super) const EVENTS: &str = "events";
 
-/// What a VMM with its files in `folder`, launched [with events](Launch::with_events), has told so far.
+/// What a VMM with its files in `folder`, launched [with events](super::Launch::with_events), has told so far.
 ///
 /// # Errors
 ///

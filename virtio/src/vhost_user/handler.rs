@@ -187,7 +187,7 @@ impl VhostUserHandler {
 impl VhostUserHandler {
     /// Has all rings back, or has asked for the next one. By the protocol a back-end that gives one back is done with
     /// it, and with guest memory on its account; one with a pool of threads may still end requests in it
-    /// ([`late_requests`]). The position of one that is not given back is a guess.
+    /// ([`late_requests()`]). The position of one that is not given back is a guess.
     ///
     /// # Errors
     /// Not all are given back, or not in time. The back-end has been hung up on: one that lost its front-end lets go of
