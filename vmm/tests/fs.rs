@@ -33,7 +33,9 @@ impl Daemon {
     fn start(options: &[&str]) -> Self {
         let folder = folder();
         let socket = folder.path().join("fs.sock");
-        let mut command = Command::new(HUSK);
+        // A signal that the tests' own parent ignores would stay ignored.
+        let mut command = Command::new("env");
+        command.args(["--default-signal", HUSK]);
         command.arg("fs").arg("--socket-path").arg(socket);
         Self::spawn(folder, command, options)
     }

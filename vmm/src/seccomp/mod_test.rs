@@ -430,7 +430,7 @@ const SIZES: [(Role, usize, usize); 20] = [
     (Role::Vhost, 34, 82),
     (Role::Fs, 37, 77),
     (Role::Files, 72, 122),
-    (Role::FileServer, 87, 154),
+    (Role::FileServer, 87, 155),
     (Role::Mem, 36, 82),
     (Role::Balloon, 35, 73),
     (Role::Stream, 34, 71),

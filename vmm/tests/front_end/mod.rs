@@ -40,6 +40,8 @@ pub struct Asked {
     queue: usize,
     slot: u64,
     unique: u64,
+    /// Where the used ring was then: what it had before is of other requests, one in this slot among them.
+    used: u16,
 }
 
 /// An open file.
@@ -273,22 +275,31 @@ impl FrontEnd {
         let head = u16::try_from(2 * slot).unwrap();
         self.descriptor(part, head, at, len, 1, head + 1);
         self.descriptor(part, head + 1, at + REPLY, 16 + room, 2, 0);
+        let used = self.used(queue);
         self.make_available(queue, head);
-        Asked { queue, slot, unique }
+        Asked {
+            queue,
+            slot,
+            unique,
+            used,
+        }
     }
 
     /// Whether a request has its reply.
     pub fn is_answered(&self, asked: Asked) -> bool {
-        let used = PART * asked.queue as u64 + USED;
-        let index: u16 = self.mem.load(GuestAddress(used + 2), Ordering::Acquire).unwrap();
-        let made = self.rings[asked.queue].as_ref().unwrap().made;
-        // At most so many are out at a time as there are slots.
-        let first = made.saturating_sub(2 * u16::try_from(SLOTS).unwrap());
-        (first..index).any(|entry| {
-            let at = used + 4 + 8 * u64::from(entry % SIZE);
-            let head: u32 = self.mem.read_obj(GuestAddress(at)).unwrap();
+        let entries = PART * asked.queue as u64 + USED + 4;
+        let new = self.used(asked.queue).wrapping_sub(asked.used);
+        (0..new).any(|number| {
+            let entry = asked.used.wrapping_add(number) % SIZE;
+            let head: u32 = self.mem.read_obj(GuestAddress(entries + 8 * u64::from(entry))).unwrap();
             u64::from(head) == 2 * asked.slot && self.reply(asked).0 == asked.unique
         })
+    }
+
+    /// The index of a used ring.
+    fn used(&self, queue: usize) -> u16 {
+        let used = PART * queue as u64 + USED;
+        self.mem.load(GuestAddress(used + 2), Ordering::Acquire).unwrap()
     }
 
     /// The number, and the answer, that stand in a slot.
