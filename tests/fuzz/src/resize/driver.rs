@@ -43,6 +43,10 @@ impl Driver {
         bytes[16..18].copy_from_slice(&blocks.to_le_bytes());
         self.queue.add(&[readable(0, &bytes), writable(1, 10)], false);
         self.handler.wake(0, &mut Unwatched).unwrap();
+        // What is large is done in steps, after each of which the handler has itself woken.
+        while self.queue.kick.read().is_ok() {
+            self.handler.wake(0, &mut Unwatched).unwrap();
+        }
     }
 
     pub fn stop(self) {
