@@ -37,8 +37,9 @@ const OUT: &str = "out";
 /// Rows and columns of a terminal that does not know them.
 const USUAL_WINDOW: (u16, u16) = (24, 80);
 
-/// The host's kernel command line, but for [`SHORT_BOOT`].
-const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=1 quiet mitigations=off husk.role=host";
+/// The host's kernel command line, but for [`SHORT_BOOT`]. Its TSC is this machine's, and the other
+/// clocks are software that waits for its turn: they are no measure for it (`tsc=reliable`).
+const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=1 quiet mitigations=off tsc=reliable husk.role=host";
 
 /// Makes the host's kernel have its clock interrupt at a steady rate. QEMU's SVM loses an interrupt
 /// that a device raises in the moment of a world switch: it stays pending in the APIC until another

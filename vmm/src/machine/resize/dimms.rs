@@ -63,6 +63,8 @@ type Creation = BackgroundTask<Result<Region, MemoryError>>;
 /// A DIMM that is to be there before the guest hears of it.
 pub(super) struct Readying {
     pub bytes: u64,
+    /// It was begun for an earlier resize: what the host refuses of it is asked for anew.
+    pub is_of_earlier: bool,
     progress: Progress,
 }
 
@@ -98,15 +100,24 @@ impl Readying {
         match self.finish() {
             Ok(Ok(region)) => Some(Self {
                 bytes,
+                is_of_earlier: true,
                 progress: Progress::There(region),
             }),
-            Ok(Err(pending)) => Some(pending),
+            Ok(Err(pending)) => Some(Self {
+                is_of_earlier: true,
+                ..pending
+            }),
             Err(error) => {
-                log::info!("{}; it is asked for anew", error_chain(&error));
+                tell_anew(&error);
                 None
             }
         }
     }
+}
+
+/// Tells that what the host has refused is asked for again.
+pub(super) fn tell_anew(error: &MemoryError) {
+    log::info!("{}; it is asked for anew", error_chain(error));
 }
 
 impl DimmPlug {
@@ -174,6 +185,7 @@ impl DimmPlug {
         let creation = BackgroundTask::spawn(self.waker.clone(), work).map_err(ResizeError::NoThread)?;
         Ok(Readying {
             bytes,
+            is_of_earlier: false,
             progress: Progress::Coming(creation),
         })
     }

@@ -25,7 +25,7 @@ use super::retry::Retry;
 use super::shrink_limit::{AvailableMemory, MinimumSize, ShrinkLimit};
 use super::{Change, Latency, Refusal, ResizeError, Why};
 use crate::memory::AddressSpace;
-use dimm_requests::has_unreturned_dimm;
+use dimm_requests::{RecentDimms, has_unreturned_dimm};
 use report::{dimm_bytes, owed};
 
 /// After so long KVM is asked again for memory that it did not give back.
@@ -71,6 +71,10 @@ pub struct MemoryResize {
     shrink_limit: ShrinkLimit,
     /// What has come as DIMMs since the last resize was asked for, and the guest has.
     proven: u64,
+    /// DIMMs that the guest may not have brought online yet.
+    recent: RecentDimms,
+    /// When more DIMMs may come, while none may because of those.
+    next_dimm_at: Option<Instant>,
     /// What is asked for of `wanted` at present: more than that as long as the guest cannot spare the rest.
     goal_bytes: u64,
     /// Why it is more.
@@ -119,6 +123,8 @@ impl MemoryResize {
             retry: Retry::default(),
             shrink_limit: ShrinkLimit::default(),
             proven: 0,
+            recent: RecentDimms::default(),
+            next_dimm_at: None,
             goal_bytes: 0,
             held_reason: None,
             refusals: Vec::new(),
@@ -257,7 +263,7 @@ impl MemoryResize {
 
     /// When to look again without having been woken.
     pub fn poll(&self) -> Option<Duration> {
-        let due = [self.retry.due(), self.shrink_limit.next_poll()]
+        let due = [self.retry.due(), self.shrink_limit.next_poll(), self.next_dimm_at]
             .into_iter()
             .flatten()
             .min();
@@ -290,6 +296,7 @@ impl MemoryResize {
                 answers.add(in_flight.receiver.latency().unwrap_or_default());
                 let came = if in_flight.comes { in_flight.bytes } else { 0 };
                 self.proven = self.proven.saturating_add(came);
+                self.recent.add(came, Instant::now());
                 return;
             }
             Outcome::Withdrawn => return,
@@ -376,7 +383,7 @@ impl MemoryResize {
             self.shrink_limit.reset();
         }
         let Some(dimms) = dimms else { return Ok(()) };
-        self.is_held_up = false;
+        (self.is_held_up, self.next_dimm_at) = (false, None);
         if let Some(readying) = self.readying.take_if(|_| !comes) {
             dimms.plug_mut().abandon(readying);
         }

@@ -47,6 +47,8 @@ struct Bench {
     /// How often the guest is told to look.
     rings: EventFd,
     changes: Vec<Change>,
+    /// What comes is brought online before husk looks again.
+    brings_online: bool,
 }
 
 impl Bench {
@@ -89,6 +91,7 @@ impl Bench {
             slots,
             rings,
             changes: Vec::new(),
+            brings_online: true,
         }
     }
 
@@ -109,6 +112,9 @@ impl Bench {
 
     /// Looks at what has become of it.
     fn look(&mut self) {
+        if self.brings_online {
+            self.resize.recent.age();
+        }
         self.resize.advance(&mut self.dimms, &mut self.changes);
     }
 
@@ -131,7 +137,7 @@ impl Bench {
     fn settle(&mut self, answer: Answer) -> u32 {
         let mut events = 0;
         loop {
-            self.resize.advance(&mut self.dimms, &mut self.changes);
+            self.look();
             let mut event = [0; 4];
             self.bank.lock().unwrap().read(0, &mut event);
             let event = u32::from_le_bytes(event);
@@ -268,7 +274,7 @@ fn memory_comes_in_steps_that_the_guest_can_describe() {
     bench.set(BOOT + 8 * GIB).unwrap();
     bench.settle(Answer::Takes);
     assert_eq!(bench.present(), BOOT + 8 * GIB);
-    assert_eq!(bench.slots(), [128, 1024, 7040]);
+    assert_eq!(bench.slots(), [128, 896, 128, 4224, 640, 2176]);
     assert_eq!(bench.resize.pending(), None);
     let told: Vec<_> = bench
         .changes
@@ -288,7 +294,30 @@ fn the_first_dimm_of_a_guest_that_says_nothing_is_a_unit_or_a_small_part_of_what
         assert_eq!(bench.slots().last(), Some(&first), "what came before may be in use");
         bench.settle(Answer::Takes);
     }
-    assert_eq!(bench.slots(), [128, 1024, 2944, 256, 2048, 1792]);
+    assert_eq!(bench.slots(), [128, 896, 128, 2944, 256, 2048, 1792]);
+}
+
+/// Who brings memory online may be told when the resize has been answered.
+#[test]
+fn what_may_not_be_online_describes_nothing() {
+    let mut bench = Bench::new(16 * GIB);
+    bench.brings_online = false;
+    bench.set(BOOT + 8 * GIB).unwrap();
+    bench.settle(Answer::Takes);
+    assert_eq!(bench.slots(), [128, 896], "16 MiB describe it");
+    assert_eq!(
+        bench.resize.pending().as_deref(),
+        Some("the guest to bring online what has come")
+    );
+    let pause = bench.resize.poll().unwrap();
+    assert!(!pause.is_zero() && pause <= super::dimm_requests::ONLINE, "{pause:?}");
+    bench.resize.recent.age();
+    bench.settle(Answer::Takes);
+    assert_eq!(bench.slots(), [128, 896, 4352], "four times what there was");
+    bench.resize.recent.age();
+    bench.settle(Answer::Takes);
+    assert_eq!(bench.slots(), [128, 896, 4352, 2816]);
+    assert_eq!((bench.resize.pending(), bench.resize.poll()), (None, None));
 }
 
 #[test]
@@ -414,13 +443,13 @@ fn what_the_guest_takes_and_lets_go_of_is_in_the_histograms_and_what_it_refuses_
     bench.set(BOOT + 8 * GIB).unwrap();
     assert_eq!(counts(&bench), [Some(0); 4]);
     bench.settle(Answer::Takes);
-    assert_eq!(counts(&bench), [Some(3), Some(0), Some(1), Some(0)]);
+    assert_eq!(counts(&bench), [Some(6), Some(0), Some(1), Some(0)]);
     bench.set(BOOT).unwrap();
     bench.settle(Answer::Refuses(0x82));
-    assert_eq!(counts(&bench), [Some(3), Some(0), Some(1), Some(0)]);
+    assert_eq!(counts(&bench), [Some(6), Some(0), Some(1), Some(0)]);
     bench.set(BOOT).unwrap();
     bench.settle(Answer::Takes);
-    assert_eq!(counts(&bench), [Some(3), Some(3), Some(1), Some(1)]);
+    assert_eq!(counts(&bench), [Some(6), Some(6), Some(1), Some(1)]);
 }
 
 #[test]

@@ -6,8 +6,13 @@
 //! ([`ShrinkLimit`](super::ShrinkLimit)). Where nobody says, the first one is small, since a guest
 //! may be asked to grow because it has nothing left: a unit, or a [`FIRST`]th of what it has. Each
 //! next one is at most [`STEP`] times what has come before it: that is described in what came.
+//!
+//! In what came, once the guest has brought it online. Kernels that leave that to a program do so
+//! when an agent has been told, which Kata's shims do when a resize has been answered: until then
+//! all is described in what there was before. So within [`ONLINE`] no more comes than [`RECENT`]
+//! times what has been there for longer, or [`RECENT_LEAST`].
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use husk_devices::error_chain;
 use husk_hotplug::Hotplug;
@@ -15,7 +20,7 @@ use husk_hotplug::outcome::OutcomeReceiver;
 use husk_hotplug::slot::State;
 
 use super::super::ResizeError;
-use super::super::dimms::{DIMMS, DimmPlug, Dimms, filled};
+use super::super::dimms::{DIMMS, DimmPlug, Dimms, filled, tell_anew};
 use super::super::shrink_limit::Room;
 use super::{MemoryResize, PendingSlot};
 use crate::memory::{MemoryError, Region, Step};
@@ -27,8 +32,43 @@ const STEP: u64 = 8;
 /// has. To describe that takes a thousandth of its memory, which Linux keeps free whatever its
 /// programs want (`min_free_kbytes`).
 pub(super) const FIRST: u64 = 16;
+/// For so long a DIMM may not have been brought online: agents look every 50 ms, once told.
+pub(super) const ONLINE: Duration = Duration::from_secs(1);
+/// DIMMs that may not be online have at most so many times the memory that is, or [`RECENT_LEAST`].
+/// To describe them takes a sixteenth of that.
+const RECENT: u64 = 4;
+/// In bytes: 16 MiB describe as much, which every guest has that can be made larger.
+const RECENT_LEAST: u64 = 1 << 30;
 /// A byte describes so many: 64 bytes a page of 4 KiB (Linux, `struct page`).
 const DESCRIBED: u64 = 64;
+
+/// DIMMs that the guest may not have brought online yet.
+#[derive(Debug, Default)]
+pub(super) struct RecentDimms {
+    bytes: u64,
+    /// Until then; `None` without any.
+    until: Option<Instant>,
+}
+
+impl RecentDimms {
+    /// One of `bytes` bytes has come.
+    pub fn add(&mut self, bytes: u64, now: Instant) {
+        if bytes > 0 {
+            self.bytes = self.bytes(now).saturating_add(bytes);
+            self.until = now.checked_add(ONLINE);
+        }
+    }
+
+    fn bytes(&self, now: Instant) -> u64 {
+        self.until.filter(|until| now < *until).map_or(0, |_| self.bytes)
+    }
+
+    /// A second has passed.
+    #[cfg(test)]
+    pub fn age(&mut self) {
+        *self = Self::default();
+    }
+}
 
 impl MemoryResize {
     /// What is to be there as DIMMs. What was asked for as blocks may be no whole unit.
@@ -74,9 +114,12 @@ impl MemoryResize {
         missing: u64,
         filled: u64,
     ) -> Result<(), ResizeError> {
-        let Some(bytes) = self.next_dimm(missing, filled) else {
-            self.held_reason = Some("the guest to say what memory it has available".into());
-            return Ok(());
+        let bytes = match self.next_dimm(missing, filled) {
+            Ok(bytes) => bytes,
+            Err(reason) => {
+                self.held_reason = Some(reason.into());
+                return Ok(());
+            }
         };
         // One that is empty waits for nothing that is still on its way to the host.
         let empty = dimms.states().into_iter().find(|(_, state)| *state == State::Empty);
@@ -107,34 +150,59 @@ impl MemoryResize {
         Ok(())
     }
 
-    /// How much of what is `missing` the guest can describe, with `filled` bytes of DIMMs; `None`
-    /// until it has said what it has available.
-    fn next_dimm(&mut self, missing: u64, filled: u64) -> Option<u64> {
+    /// How much of what is `missing` the guest can describe, with `filled` bytes of DIMMs.
+    ///
+    /// # Errors
+    /// That is not known yet: what is waited for.
+    fn next_dimm(&mut self, missing: u64, filled: u64) -> Result<u64, &'static str> {
         if let Some(readying) = &self.readying {
-            return Some(missing.min(readying.bytes));
+            return Ok(missing.min(readying.bytes));
         }
-        let has = self.parts.boot_bytes.saturating_add(filled);
-        let most = match self.shrink_limit.room(has, Instant::now()) {
-            Room::Pending => return None,
+        let (has, now) = (self.parts.boot_bytes.saturating_add(filled), Instant::now());
+        let most = match self.shrink_limit.room(has, now) {
+            Room::Pending => return Err("the guest to say what memory it has available"),
             Room::Bytes(available) => (available / 2).saturating_mul(DESCRIBED).min(has.saturating_mul(STEP)),
-            Room::Unknown if self.proven == 0 => has / FIRST,
-            Room::Unknown => self.proven.saturating_mul(STEP),
+            Room::Unknown => self.most_unasked(has, now)?,
         };
         let unit = self.parts.unit.max(1);
-        Some(missing.min((most / unit * unit).max(unit)))
+        Ok(missing.min((most / unit * unit).max(unit)))
+    }
+
+    /// The most that may come next to a guest that does not say what it has available, and has `has` bytes.
+    ///
+    /// # Errors
+    /// None may come for the moment: what is waited for.
+    fn most_unasked(&mut self, has: u64, now: Instant) -> Result<u64, &'static str> {
+        let step = match self.proven {
+            0 => has / FIRST,
+            proven => proven.saturating_mul(STEP),
+        };
+        let recent = self.recent.bytes(now);
+        let most = has.saturating_sub(recent).saturating_mul(RECENT).max(RECENT_LEAST);
+        let room = most.saturating_sub(recent);
+        if recent > 0 && room < self.parts.unit {
+            self.next_dimm_at = self.recent.until;
+            return Err("the guest to bring online what has come");
+        }
+        Ok(step.min(room))
     }
 
     /// A DIMM of `bytes` bytes at most, once there is one.
     fn region(&mut self, plug: &mut DimmPlug, bytes: u64) -> Result<Option<Region>, ResizeError> {
         match self.readying.take() {
             Some(larger) if larger.bytes > bytes => plug.abandon(larger),
-            Some(readying) => match readying.finish()? {
-                Ok(region) => return Ok(Some(region)),
-                Err(pending) => {
-                    self.readying = Some(pending);
-                    return Ok(None);
+            Some(readying) => {
+                let is_of_earlier = readying.is_of_earlier;
+                match readying.finish() {
+                    Ok(Ok(region)) => return Ok(Some(region)),
+                    Ok(Err(pending)) => {
+                        self.readying = Some(pending);
+                        return Ok(None);
+                    }
+                    Err(error) if is_of_earlier => tell_anew(&error),
+                    Err(error) => return Err(error.into()),
                 }
-            },
+            }
             None => {}
         }
         self.readying = Some(plug.ready(bytes)?);
