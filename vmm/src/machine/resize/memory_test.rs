@@ -310,7 +310,7 @@ fn what_may_not_be_online_describes_nothing() {
         Some("the guest to bring online what has come")
     );
     let pause = bench.resize.poll().unwrap();
-    assert!(!pause.is_zero() && pause <= super::dimm_requests::ONLINE, "{pause:?}");
+    assert!(!pause.is_zero() && pause <= dimm_requests::ONLINE, "{pause:?}");
     bench.resize.recent.age();
     bench.settle(Answer::Takes);
     assert_eq!(bench.slots(), [128, 896, 4352], "four times what there was");
