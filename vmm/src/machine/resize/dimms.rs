@@ -8,6 +8,7 @@ use std::task::Waker;
 use husk_devices::error_chain;
 use husk_firmware::layout;
 use husk_hotplug::bank::{Extent, SlotKind};
+use husk_hotplug::slot::State;
 use husk_hotplug::{Hotplug, Plug, PlugError};
 
 use super::super::hotplug::Slots;
@@ -252,8 +253,17 @@ pub type Dimms = Option<Hotplug<DimmPlug>>;
 
 /// Bytes of the DIMMs that there will be.
 pub(super) fn filled(dimms: &Dimms) -> u64 {
+    bytes_of(dimms, State::will_be_plugged)
+}
+
+/// Bytes of the DIMMs that the guest has.
+pub(super) fn plugged(dimms: &Dimms) -> u64 {
+    bytes_of(dimms, State::plugged)
+}
+
+fn bytes_of(dimms: &Dimms, is_meant: impl Fn(State) -> bool) -> u64 {
     dimms.as_ref().map_or(0, |dimms| {
-        let filled = dimms.states().into_iter().filter(|(_, state)| state.will_be_plugged());
-        filled.map(|(slot, _)| dimms.plug().bytes(slot)).sum()
+        let meant = dimms.states().into_iter().filter(|(_, state)| is_meant(*state));
+        meant.map(|(slot, _)| dimms.plug().bytes(slot)).sum()
     })
 }

@@ -20,13 +20,13 @@ use husk_hotplug::Hotplug;
 use husk_hotplug::outcome::{Outcome, OutcomeReceiver};
 use husk_virtio::mem::MemHandle;
 
-use super::dimms::{DimmPlug, Dimms, Readying, filled};
+use super::dimms::{DimmPlug, Dimms, Readying, filled, plugged};
 use super::retry::Retry;
 use super::shrink_limit::{AvailableMemory, MinimumSize, ShrinkLimit};
 use super::{Change, Latency, Refusal, ResizeError, Why};
 use crate::memory::AddressSpace;
 use dimm_requests::{RecentDimms, has_unreturned_dimm};
-use report::{dimm_bytes, owed};
+use report::owed;
 
 /// After so long KVM is asked again for memory that it did not give back.
 const KEPT_AGAIN: Duration = Duration::from_secs(1);
@@ -445,7 +445,7 @@ impl MemoryResize {
     /// What the guest has beside the RAM of the start.
     fn added(&self, dimms: &Dimms) -> u64 {
         let blocks = self.blocks.as_ref().map_or(0, |blocks| blocks.size().plugged_bytes);
-        blocks.saturating_add(dimm_bytes(dimms))
+        blocks.saturating_add(plugged(dimms))
     }
 
     /// Whether a thread is at work on a DIMM that comes or goes.

@@ -5,7 +5,7 @@ use husk_virtio::balloon::BalloonHandle;
 use husk_virtio::mem::MemSize;
 use serde_json::{Value, json};
 
-use super::super::dimms::Dimms;
+use super::super::dimms::{Dimms, plugged};
 use super::super::{Latency, millis};
 use super::MemoryResize;
 use crate::metrics::Ram;
@@ -42,7 +42,7 @@ impl MemoryResize {
     pub fn figures(&self, dimms: &Dimms) -> Ram {
         Ram {
             boot_bytes: self.parts.boot_bytes,
-            dimm_bytes: dimm_bytes(dimms),
+            dimm_bytes: plugged(dimms),
         }
     }
 
@@ -98,14 +98,6 @@ impl MemoryResize {
             },
         })
     }
-}
-
-/// What the guest has of `dimms`.
-pub(super) fn dimm_bytes(dimms: &Dimms) -> u64 {
-    dimms.as_ref().map_or(0, |dimms| {
-        let there = dimms.states().into_iter().filter(|(_, state)| state.plugged());
-        there.map(|(slot, _)| dimms.plug().bytes(slot)).sum()
-    })
 }
 
 /// What the driver of virtio-mem has still to do.
